@@ -1,0 +1,1 @@
+"""Everything that maps observation to action: hand policies, learned policies, rule tables."""

@@ -1,0 +1,1 @@
+"""Typed, frozen configuration, its loader, and the TOML presets that ship."""

@@ -1,0 +1,92 @@
+"""What a cgroup on this host offers, and what is done without: signals, features, heads.
+
+Judged by a reading, not by a version number: distributions move features between versions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from memcg_gym.enforcer.cgroupfs import Reading
+from memcg_gym.envs.contract.features import FEATURES
+from memcg_gym.envs.contract.heads import HEADS, Head
+from memcg_gym.envs.contract.signals import HOST_SIGNALS, MEMCG_SIGNALS, HostSig, Sig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What one cgroup on this host offers, and what is done without.
+
+    Attributes:
+        missing_signals: Names of signals without a source, host signals as ``host.<name>``.
+        missing_required: Those of them without which only the default action is ever taken.
+        fallback_features: Features that run on their fallback value.
+        unsupported_heads: Reason by head name.
+    """
+
+    missing_signals: tuple[str, ...]
+    missing_required: tuple[str, ...]
+    fallback_features: tuple[str, ...]
+    unsupported_heads: dict[str, str]
+
+    def lines(self) -> list[str]:
+        """The report, one line a subject."""
+        out = []
+        if self.missing_required:
+            out.append(f"default action only: no source for {', '.join(self.missing_required)}")
+        if self.fallback_features:
+            out.append(f"features on fallback: {', '.join(self.fallback_features)}")
+        for head, reason in self.unsupported_heads.items():
+            out.append(f"{head} unsupported: {reason}")
+        return out
+
+
+def capabilities(path: Path, reading: Reading, host: np.ndarray) -> Capabilities:
+    """What a cgroup offers, judged by one reading of it and of its host."""
+    own = {s.name for s in MEMCG_SIGNALS if math.isnan(reading.signals[Sig[s.name.upper()]])}
+    hosts = {s.name for s in HOST_SIGNALS if math.isnan(host[HostSig[s.name.upper()]])}
+    required = [s.name for s in MEMCG_SIGNALS if s.required and s.name in own]
+    required += [f"host.{s.name}" for s in HOST_SIGNALS if s.required and s.name in hosts]
+    fallback = [
+        f.name
+        for f in FEATURES
+        if f.fallback is not None and any(s in (hosts if f.per_host else own) for s in f.signals)
+    ]
+    reasons = {
+        HEADS[head].name: reason
+        for head in Head
+        if (reason := why_unsupported(head, path, reading))
+    }
+    return Capabilities(
+        missing_signals=(*sorted(own), *(f"host.{name}" for name in sorted(hosts))),
+        missing_required=tuple(required),
+        fallback_features=tuple(fallback),
+        unsupported_heads=reasons,
+    )
+
+
+def why_unsupported(head: Head, path: Path, reading: Reading) -> str:
+    """Why a head has no knob here, or ``""`` where it has one."""
+    settings = reading.settings
+    if head == Head.THROTTLE and "memory.high" not in settings:
+        return "no memory.high"
+    if head == Head.RECLAIM and not (path / "memory.reclaim").exists():
+        return "no memory.reclaim (Linux 5.19)"
+    if head == Head.DEMOTE:
+        return "no DAMON scheme is set up by this version"
+    if head == Head.PROTECT:
+        if "memory.low" not in settings:
+            return "no memory.low"
+        if math.isnan(reading.signals[Sig.WSS_BYTES]):
+            return "no working-set estimate (tag file wss_bytes)"
+    if head == Head.SHED:
+        return "no shedding channel in this version"
+    if head == Head.FLUSH and not {"cpu.weight", "io.weight"} & settings.keys():
+        return "neither cpu.weight nor io.weight"
+    if head == Head.KILL and not (path / "cgroup.kill").exists():
+        return "no cgroup.kill (Linux 5.14)"
+    return ""
