@@ -128,6 +128,7 @@ class BurstConfig(Frozen):
     every_s: Number = _spread(60)
     hold_s: Number = _spread(5)
     rate_mib_per_s: Number = _spread(500)
+    on_path_ratio: float = Field(1.0, ge=0, le=1)  # share allocated by request threads
     series: str = ""  # path of a recorded memory series that drives the burst region instead
 
 
