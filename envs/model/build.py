@@ -315,6 +315,7 @@ def _build_workload(
         memcg.burst_every_s, memcg.burst_hold_s = draw(work.burst.every_s), draw(work.burst.hold_s)
         memcg.burst_pages_per_s = draw(work.burst.rate_mib_per_s) * PAGES_PER_MIB
         memcg.burst_left_s = memcg.burst_every_s * draw.rng.uniform(0.1, 1.0)
+        memcg.burst_on_path = work.burst.on_path_ratio
         if work.burst.series:
             memcg.series = layout.trace_rows[work.burst.series]
     memcg.compliance, memcg.shed_delay_s = work.elasticity.compliance, work.elasticity.delay_s

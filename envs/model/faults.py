@@ -11,11 +11,13 @@ from memcg_gym.envs.model.jit import compiled
 from memcg_gym.envs.model.lruvec import missing, on_node
 from memcg_gym.envs.model.records import Rec
 from memcg_gym.envs.model.state import (
+    ACTIVE,
     ANON,
     FAST,
     INACTIVE,
     N_BINS,
     N_GENS,
+    REFERENCED,
     SLOW,
     SUBSTEP_S,
     Kind,
@@ -23,10 +25,14 @@ from memcg_gym.envs.model.state import (
     Pattern,
 )
 from memcg_gym.envs.model.swap import forget_swapped, swap_in
-from memcg_gym.envs.model.vmscan import SURE_TOUCHES
-from memcg_gym.envs.model.workingset import workingset_refault
+from memcg_gym.envs.model.vmscan import SURE_TOUCHES, clear_bits
+from memcg_gym.envs.model.workingset import refault_oldest, workingset_refault
 
-NEGLIGIBLE_PAGES = 1e-3  # expected faults of a sub-step below this wait for the next
+NEGLIGIBLE_PAGES = 1e-4  # expected faults of a sub-step not worth moving: 8 pages a day
+FEW_PAGES = 8.0
+FEW_STRIDE = 5
+"""A bin that expects fewer faults than this in a sub-step takes five sub-steps' touches at once,
+the bins in turn: two thirds of the model's time went into moving a few pages at a time."""
 
 
 @compiled
@@ -97,10 +103,18 @@ def fault_bins(
 ) -> None:
     """The share of each bin's missing pages that random touches hit at least once."""
     for b in range(N_BINS):
+        few = source.few[b] != 0
+        if few and (host.substep + b) % FEW_STRIDE:
+            continue
         per_page = touches * region.rate[b]
-        if missing(source, b) * per_page > NEGLIGIBLE_PAGES:
-            share = 1.0 if per_page > SURE_TOUCHES else 1.0 - math.exp(-per_page)
-            fault_bin(params, host, memcg, region, source, b, share, 1.0)
+        expected = missing(source, b) * per_page
+        source.few[b] = expected < FEW_PAGES
+        if expected < NEGLIGIBLE_PAGES:
+            continue
+        if few:
+            per_page *= FEW_STRIDE
+        share = 1.0 if per_page > SURE_TOUCHES else 1.0 - math.exp(-per_page)
+        fault_bin(params, host, memcg, region, source, b, share, 1.0)
 
 
 @compiled
@@ -127,8 +141,9 @@ def touch_sweep(params: Rec, host: Rec, memcg: Rec, region: Rec, touches: float)
         if region.gone_pages > 0.5:
             # The part not yet passed in this round is what was passed longest ago, and so what
             # reclaim took first: misses are dense ahead of the position.
-            rest = min(1.0, share / max(ahead * N_BINS, 1e-9))
-            fault_bin(params, host, memcg, region, region, b, rest, params.readahead_pages)
+            before = max(ahead * N_BINS * sector, 1e-9)
+            absent = min(missing(region, b), before) * step / before
+            fault_ahead(params, host, memcg, region, b, absent)
         region.position += step / (sector * N_BINS) + 1e-12
         if region.position >= 1.0:
             region.position -= 1.0
@@ -160,7 +175,49 @@ def fault_bin(
     new = source.absent[b] * share
     source.absent[b] -= new
     source.gone_pages -= new
-    back, flagged = workingset_refault(host.lru, memcg, region, source, b, share)
+    back, active, flagged = workingset_refault(host.lru, memcg, region, source, b, share)
+    bring_in(params, host, memcg, region, b, new, back, active, flagged, cluster)
+
+
+@compiled
+def fault_ahead(params: Rec, host: Rec, memcg: Rec, region: Rec, b: int, pages: float) -> None:
+    """Bring in what a loop or stream meets next: what was never touched, then the oldest shadows.
+
+    Args:
+        params, host, memcg, region: As in :func:`fault_bin`.
+        b: Sector.
+        pages: Missing pages that are passed.
+    """
+    new = min(region.absent[b], pages)
+    region.absent[b] -= new
+    region.gone_pages -= new
+    back, active, flagged = refault_oldest(host.lru, memcg, region, b, pages - new)
+    bring_in(params, host, memcg, region, b, new, back, active, flagged, params.readahead_pages)
+
+
+@compiled
+def bring_in(
+    params: Rec,
+    host: Rec,
+    memcg: Rec,
+    region: Rec,
+    b: int,
+    new: float,
+    back: float,
+    active: float,
+    flagged: float,
+    cluster: float,
+) -> None:
+    """Charge faulted pages, put them on their lists and account the wait.
+
+    Args:
+        params, host, memcg, region: Costs, machine, who is charged, and for what.
+        b: Bin.
+        new, back: Pages never touched before, and pages that come back.
+        active, flagged: Of those that come back: to the youngest generation or the active list,
+            and with the workingset flag.
+        cluster: Pages one device request brings (readahead).
+    """
     pages = new + back
     if pages <= 0.0:
         return
@@ -186,11 +243,11 @@ def fault_bin(
     memcg.usage += pages
     region.resident_pages += pages
     region.workingset[b] += flagged
-    add_to_lru(host, memcg, region, b, pages, flagged)
+    add_to_lru(host, memcg, region, b, pages, active)
 
 
 @compiled
-def add_to_lru(host: Rec, memcg: Rec, region: Rec, b: int, pages: float, flagged: float) -> None:
+def add_to_lru(host: Rec, memcg: Rec, region: Rec, b: int, pages: float, active: float) -> None:
     """lru_gen_folio_seq: where a page enters.
 
     A faulted page enters the second youngest generation, with a restored workingset flag the
@@ -202,20 +259,35 @@ def add_to_lru(host: Rec, memcg: Rec, region: Rec, b: int, pages: float, flagged
         if part <= 0.0:
             continue
         if host.lru == Lru.CLASSIC:
-            young = 1
-            plain = INACTIVE
+            young, plain = ACTIVE, INACTIVE
+            if region.kind == Kind.FILE_READ:  # the read itself marks the page referenced
+                young, plain = ACTIVE + REFERENCED, INACTIVE + REFERENCED
         else:
             young, plain = entry_slots(memcg, region, node)
-        restored = flagged * part
-        rest = (pages - flagged) * part
-        region.resident[b, node, young] += restored
+        above = active * part
+        rest = (pages - active) * part
+        region.resident[b, node, young] += above
         region.resident[b, node, plain] += rest
-        memcg.gen[node, region.type, young] += restored
+        memcg.gen[node, region.type, young] += above
         memcg.gen[node, region.type, plain] += rest
-        memcg.node[node] += restored + rest
-        host.node_free[node] -= restored + rest
-        if region.kind != Kind.FILE_READ:
-            region.fresh[b, node] += restored + rest
+        memcg.node[node] += above + rest
+        host.node_free[node] -= above + rest
+        if region.kind == Kind.FILE_READ:
+            join_read(host, region, b, node, rest)
+        else:
+            # the classic active list is never asked for accessed bits
+            region.fresh[b, node] += rest if host.lru == Lru.CLASSIC else above + rest
+
+
+@compiled
+def join_read(host: Rec, region: Rec, b: int, node: int, pages: float) -> None:
+    """Pages brought in by read(): their count of references starts here."""
+    if host.lru == Lru.CLASSIC:
+        clear_bits(region, b, node, pages)
+        return
+    region.fresh[b, node] += pages
+    part = min(pages / on_node(region, b, node), 1.0) if pages > 0.0 else 0.0
+    region.mark[b, node] += (region.touched[b] - region.mark[b, node]) * part
 
 
 @compiled

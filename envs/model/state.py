@@ -3,9 +3,10 @@
 Pages are floats: the model is a mean field, not a page list.  A *region* is a piece of one
 cgroup's memory with one access pattern, cut into heat *bins* (for ``loop`` and ``stream``: into
 sectors, in order).  Each bin's pages are resident on a NUMA node in a generation (MGLRU; slot =
-seq % 4) or list (classic: 0 inactive, 1 active), or not resident by the generation they were
-evicted in, or were never touched.  Regions of several cgroups that are one shared object form a
-ring: each holds the pages it is charged for and the shadows of those evicted from it.
+seq % 4) or list (classic: 0 inactive, 1 active, 2 and 3 the same with PG_referenced), or not
+resident by the generation they were evicted in, or were never touched.  Regions of several cgroups
+that are one shared object form a ring: each holds the pages it is charged for and the shadows of
+those evicted from it.
 
 Units: pages of 4 KiB, seconds, microseconds; ``*_us`` counters are cumulative.
 """
@@ -26,6 +27,7 @@ N_TYPES = 2
 FAST, SLOW = 0, 1
 ANON, FILE = 0, 1
 INACTIVE, ACTIVE = 0, 1
+REFERENCED = 2  # classic lists: added to the list for pages with PG_referenced
 
 SUBSTEPS = 10
 SUBSTEP_S = 0.1
@@ -91,7 +93,7 @@ PARAMS: Fields = [
 HOST: Fields = [
     ("kind", I8), ("lru", I8), ("cpus", F8), ("n_memcgs", I8), ("n_nodes", I8),
     ("demotion", I8), ("numa_balancing", I8), ("swappiness", F8),
-    ("tick", I8), ("seed", "u8"),
+    ("tick", I8), ("substep", I8), ("seed", "u8"),
     # memory
     ("total_pages", F8), ("reserved_pages", F8),
     ("node_pages", F8, (N_NODES,)), ("node_free", F8, (N_NODES,)),
@@ -139,6 +141,7 @@ MEMCG: Fields = [
     ("gen", F8, (N_NODES, N_TYPES, N_GENS)),
     ("refaulted", F8, (N_TYPES,)), ("evicted", F8, (N_TYPES,)),
     ("cost", F8, (N_TYPES,)), ("scan_clock", F8, (N_NODES, N_TYPES)),
+    ("activated", F8, (N_TYPES,)), ("aged", F8),  # classic: since the last reclaim
     # workload
     ("threads", F8), ("threads_critical", F8), ("requests_per_s", F8), ("cpu_us", F8),
     ("slo_us", F8), ("load", F8), ("queue", F8), ("service_us", F8), ("base_us", F8),
@@ -146,7 +149,7 @@ MEMCG: Fields = [
     ("phase_active_s", F8), ("phase_idle_s", F8), ("phase_idle_load", F8),
     ("phase_overlap", F8), ("phase_left_s", F8), ("phase_idle", I8),
     ("burst_every_s", F8), ("burst_hold_s", F8), ("burst_pages_per_s", F8),
-    ("burst_left_s", F8), ("burst_on", I8), ("series", I8),
+    ("burst_left_s", F8), ("burst_on", I8), ("series", I8), ("burst_on_path", F8),
     ("compliance", F8), ("shed_delay_s", F8), ("shed", F8), ("honoured", F8),
     # lock
     ("lock", I8), ("lock_role", I8), ("lock_kernel", I8), ("lock_section_us", F8),
@@ -187,6 +190,7 @@ REGION: Fields = [
     ("rate", F8, (N_BINS,)),  # touches per page and second at nominal load
     ("absent", F8, (N_BINS,)),  # never touched
     ("resident", F8, (N_BINS, N_NODES, N_GENS)),
+    ("few", I8, (N_BINS,)),  # expects few faults: served every fifth sub-step
     ("fresh", F8, (N_BINS, N_NODES)),  # faulted since the last walk: accessed bit set
     ("referenced", F8, (N_BINS,)), ("workingset", F8, (N_BINS,)),
     ("evicted", F8, (N_BINS, N_GENS)), ("evicted_old", F8, (N_BINS,)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from memcg_gym.envs.model.jit import compiled
 from memcg_gym.envs.model.records import Rec
-from memcg_gym.envs.model.state import SUBSTEP_S
+from memcg_gym.envs.model.state import FAST, SUBSTEP_S
 
 ZSWAP_ACCEPT_RATIO = 0.9  # mm/zswap.c accept_threshold_percent
 MAX_BACKLOG_S = 1.0  # writers are throttled before a queue grows beyond this (assumption)
@@ -23,8 +23,13 @@ def swap_room(host: Rec, memcg: Rec) -> float:
 
 
 @compiled
-def swap_out(params: Rec, host: Rec, memcg: Rec, pages: float) -> float:
-    """Move anonymous pages to zswap or the device; returns the CPU time of it [us]."""
+def swap_out(params: Rec, host: Rec, memcg: Rec, pages: float) -> tuple[float, float]:
+    """Move anonymous pages to zswap or the device.
+
+    Returns:
+        CPU time [us], and the time until the device has taken the pages [us]: memory under
+        writeback is not free yet, so who reclaims directly waits for it.
+    """
     room = max(0.0, host.zswap_max_pages - host.zswap_pages) * host.zswap_compression
     stored = min(pages, room)
     written = pages - stored
@@ -32,6 +37,7 @@ def swap_out(params: Rec, host: Rec, memcg: Rec, pages: float) -> float:
     host.zswap_pages += compressed
     memcg.zswap += compressed
     memcg.usage += compressed  # obj_cgroup_charge_zswap: forced onto the memcg
+    host.node_free[FAST] -= compressed  # the pool is DRAM
     memcg.zswapped_pages += stored
     memcg.disked_pages += written
     memcg.swap += pages
@@ -41,7 +47,8 @@ def swap_out(params: Rec, host: Rec, memcg: Rec, pages: float) -> float:
     host.swap_write_pages += written
     memcg.swap_write_tick += written
     host.io_backlog += written * host.disk_write_cost
-    return stored * params.zswap_store_us
+    written_us = written * host.disk_write_cost / host.disk_iops * 1e6
+    return stored * params.zswap_store_us, written_us
 
 
 @compiled
@@ -67,6 +74,7 @@ def forget_swapped(host: Rec, memcg: Rec, loaded: float, read: float) -> None:
     memcg.zswap -= compressed
     memcg.usage -= compressed
     host.zswap_pages -= compressed
+    host.node_free[FAST] += compressed
     memcg.swap -= loaded + read
     host.swap_used -= loaded + read
 
@@ -90,6 +98,7 @@ def zswap_writeback(host: Rec, memcgs: Rec) -> None:
         memcg.zswap -= compressed
         memcg.usage -= compressed
         host.zswap_pages -= compressed
+        host.node_free[FAST] += compressed
         host.swap_write_pages += moved
         memcg.swap_write_tick += moved
         host.io_backlog += moved * host.disk_write_cost

@@ -78,7 +78,8 @@ def tick_host(
             restart(memcgs[i])
             begin_tick(host, memcgs[i], regions[i], traces, i)
     promote(params, host, memcgs, regions)
-    for _ in range(SUBSTEPS):
+    for turn in range(SUBSTEPS):
+        host.substep = turn
         substep(params, host, memcgs, regions)
     zswap_writeback(host, memcgs)
     host_pressure(host, memcgs)

@@ -24,8 +24,10 @@ from memcg_gym.envs.model.state import (
     N_BINS,
     N_GENS,
     N_TYPES,
+    REFERENCED,
     SLOW,
     SUBSTEP_S,
+    Kind,
     Lru,
     Pattern,
 )
@@ -34,7 +36,9 @@ from memcg_gym.envs.model.workingset import forget_generation, workingset_evicti
 
 DIRECT, KSWAPD, PROACTIVE = 0, 1, 2
 MIN_NR_GENS = 2
+MAX_SWAPPINESS = 200.0
 MIN_LRU_BATCH = 64.0
+SWAP_CLUSTER_MAX = 32.0
 SMALL_LRUVEC_PAGES = 131_072.0  # 32 pages << DEF_PRIORITY: below this priority 12 scans too little
 EMPTY_PAGES = 0.5
 SURE_TOUCHES = 20.0  # 1 - exp(-20) is one to nine digits
@@ -110,6 +114,8 @@ def inc_max_seq(params: Rec, host: Rec, memcg: Rec, regions: Rec, node: int) -> 
             continue
         if node == host.n_nodes - 1:
             forget_generation(region, old_max + 1)
+        if region.kind == Kind.FILE_READ:
+            continue  # no page table to walk
         walked += region.resident_pages
         for b in range(N_BINS):
             walk_bin(memcg, region, b, node, new_slot)
@@ -167,10 +173,10 @@ def get_type_to_scan(host: Rec, memcg: Rec, node: int, may_anon: bool) -> int:
     """positive_ctrl_err: file unless its refault ratio, weighted by swappiness, is worse."""
     if not may_anon or host.swappiness <= 0.0:
         return FILE
-    if of_type(memcg, node, FILE) < EMPTY_PAGES:
+    if host.swappiness >= MAX_SWAPPINESS or of_type(memcg, node, FILE) < EMPTY_PAGES:
         return ANON
     anon_gain = host.swappiness
-    file_gain = 200.0 - host.swappiness
+    file_gain = MAX_SWAPPINESS - host.swappiness
     file_worse = memcg.refaulted[FILE] >= MIN_LRU_BATCH and (
         memcg.refaulted[FILE] * (memcg.evicted[ANON] + MIN_LRU_BATCH) * anon_gain
         > (memcg.refaulted[ANON] + 1.0) * memcg.evicted[FILE] * file_gain
@@ -179,29 +185,46 @@ def get_type_to_scan(host: Rec, memcg: Rec, node: int, may_anon: bool) -> int:
 
 
 @compiled
-def count_cold(
-    memcg: Rec, regions: Rec, node: int, kind_type: int, slot: int, lists_fresh: bool
-) -> float:
+def count_cold(memcg: Rec, regions: Rec, node: int, kind_type: int, slot: int) -> float:
     """First pass over a list: how much of it is neither accessed nor dirty; fills ``accessed``."""
     cold = 0.0
     for r in range(regions.shape[0]):
         region = regions[r]
         if not region.used or region.type != kind_type:
             continue
-        clean = 1.0
-        if region.dirty > 0.0 and region.resident_pages > 0.0:
-            clean = max(0.0, 1.0 - region.dirty / region.resident_pages)
+        clean = clean_share(region)
         for b in range(N_BINS):
             pages = region.resident[b, node, slot]
             if pages <= 0.0:
                 continue
             share = accessed_share(region, b, node)
-            if lists_fresh:
-                fresh = min(region.fresh[b, node] / on_node(region, b, node), 1.0)
-                share = fresh + (1.0 - fresh) * share
+            if region.kind == Kind.FILE_READ:
+                share = protected_share(region, b, node, pages, share)
             region.accessed[b] = share
             cold += pages * (1.0 - share) * clean
     return cold
+
+
+@compiled
+def clean_share(region: Rec) -> float:
+    """Share of a region's resident pages that need no writeback."""
+    if region.dirty <= 0.0 or region.resident_pages <= 0.0:
+        return 1.0
+    return max(0.0, 1.0 - region.dirty / region.resident_pages)
+
+
+@compiled
+def protected_share(region: Rec, b: int, node: int, pages: float, accessed: float) -> float:
+    """Share of the oldest generation's read-only-by-read() pages that their tier protects.
+
+    No page table points at them: read() counts references.  Faulting counts one, the next puts
+    the page in tier 1; a page moved on by ``sort_folio`` starts at zero again.  Tiers above 0
+    refault more and so are protected (get_tier_idx); taken as always here.
+    """
+    touches = max(region.touched[b] - region.mark[b, node], 0.0)
+    twice = accessed - touches * math.exp(-touches) if touches < SURE_TOUCHES else 1.0
+    fresh = min(region.fresh[b, node] / pages, 1.0)
+    return fresh * accessed + (1.0 - fresh) * max(twice, 0.0)
 
 
 @compiled
@@ -226,7 +249,7 @@ def evict_folios(
     if total < EMPTY_PAGES:
         return 0.0, 0.0
     newest = memcg.max_seq[node]
-    cold = count_cold(memcg, regions, node, kind_type, slot, seq >= newest - 1)
+    cold = count_cold(memcg, regions, node, kind_type, slot)
     share = 1.0
     if cold > want:
         share = want / cold
@@ -257,32 +280,34 @@ def evict_region(
     cause: int,
 ) -> float:
     """shrink_folio_list over one region's part of a generation."""
-    clean = 1.0
-    if region.dirty > 0.0 and region.resident_pages > 0.0:
-        clean = max(0.0, 1.0 - region.dirty / region.resident_pages)
+    clean = clean_share(region)
     gone = 0.0
     for b in range(N_BINS):
         pages = region.resident[b, node, slot] * share
         if pages <= 0.0:
             continue
         hot = pages * region.accessed[b]
-        known = known_share(region, b)
         cold = (pages - hot) * clean
-        again = hot * known  # FOLIOREF_ACTIVATE: seen before, goes to the youngest
-        kept = pages - again - cold  # FOLIOREF_KEEP and dirty: PG_active, second youngest
         # Scanning clears the accessed bits it finds; a bin has one mark per node, so it moves by
-        # the scanned part of the bin.
-        part = pages / on_node(region, b, node)
+        # the share of the bin that stays with its bits cleared.
+        part = hot / on_node(region, b, node)
         region.mark[b, node] += (region.touched[b] - region.mark[b, node]) * part
-        region.fresh[b, node] *= 1.0 - part
+        if region.kind == Kind.FILE_READ:
+            again, kept = 0.0, pages - cold
+            region.fresh[b, node] *= 1.0 - share
+            target = (seq + 1) % N_GENS  # sort_folio: on to the next generation, no further
+        else:
+            again = hot * known_share(region, b)  # FOLIOREF_ACTIVATE: seen before, to the youngest
+            kept = pages - again - cold  # FOLIOREF_KEEP and dirty: PG_active, second youngest
+            target = second
+            # a rejected anon page keeps its first look, a file page loses it (shrink_folio_list)
+            note_accessed(region, b, hot - again if region.type == ANON else 0.0, again)
         region.resident[b, node, slot] -= pages
         region.resident[b, node, top] += again
-        region.resident[b, node, second] += kept
+        region.resident[b, node, target] += kept
         memcg.gen[node, region.type, slot] -= pages
         memcg.gen[node, region.type, top] += again
-        memcg.gen[node, region.type, second] += kept
-        # a rejected anon page keeps its first look, a file page loses it (shrink_folio_list)
-        note_accessed(region, b, hot - again if region.type == ANON else 0.0, again)
+        memcg.gen[node, region.type, target] += kept
         if cold > 0.0:
             leave_node(params, host, memcg, region, b, node, cold, seq, cause)
             gone += cold
@@ -319,14 +344,12 @@ def leave_node(
     before = on_node(region, b, FAST) + on_node(region, b, SLOW) + pages
     referenced = region.referenced[b] * (pages / before)
     flagged = region.workingset[b] * (pages / before)
-    stale = region.fresh[b, node] / before if before > 0.0 else 0.0
-    region.fresh[b, node] = max(0.0, region.fresh[b, node] - stale * pages)
     host.node_free[node] += pages
     memcg.node[node] -= pages
     if can_demote(host, node):
         host.node_free[SLOW] -= pages
         memcg.node[SLOW] += pages
-        low = memcg.min_seq[SLOW, region.type] % N_GENS
+        low = INACTIVE if host.lru == Lru.CLASSIC else memcg.min_seq[SLOW, region.type] % N_GENS
         region.resident[b, SLOW, low] += pages
         memcg.gen[SLOW, region.type, low] += pages
         memcg.pgdemote += pages
@@ -342,7 +365,10 @@ def leave_node(
         memcg.file -= pages
         return
     memcg.anon -= pages
-    charge_reclaim_cpu(host, memcg, swap_out(params, host, memcg, pages), cause)
+    cpu_us, written_us = swap_out(params, host, memcg, pages)
+    charge_reclaim_cpu(host, memcg, cpu_us, cause)
+    if cause == DIRECT:
+        memcg.reclaim_us += written_us
 
 
 @compiled
@@ -439,88 +465,191 @@ def account_scan(
 def shrink_classic(
     params: Rec, host: Rec, memcg: Rec, regions: Rec, node: int, want: float, cause: int
 ) -> float:
-    """get_scan_count and shrink_list: split by cost, deactivate when inactive is low."""
+    """get_scan_count and shrink_list: share out by size and cost, scan both lists alike."""
     room = want if can_demote(host, node) else swap_room(host, memcg)
-    anon_share = classic_anon_share(host, memcg, node, room > EMPTY_PAGES)
+    calls = max(want / SWAP_CLUSTER_MAX, 1.0)
+    anon_share = classic_anon_share(host, memcg, node, room > EMPTY_PAGES, calls)
     gone = 0.0
     scanned = 0.0
     for kind_type in range(N_TYPES):
-        share = anon_share if kind_type == ANON else 1.0 - anon_share
-        target = want * share
+        target = want * anon_share
         if kind_type == ANON:
             target = min(target, room)
+        else:
+            target = want - gone
+        # prepare_scan_control: each call may deactivate if anything was activated since the last
+        refaulting = 1.0 - math.exp(-memcg.activated[kind_type] / calls)
+        memcg.activated[kind_type] = 0.0
         for _ in range(6):
             if target < EMPTY_PAGES:
                 break
-            if inactive_is_low(memcg, node, kind_type):
-                scanned += shrink_active_list(memcg, regions, node, kind_type, target)
+            before = list_pages(memcg, node, kind_type, INACTIVE)
             taken, seen = shrink_inactive_list(
                 params, host, memcg, regions, node, kind_type, target, cause
             )
+            moved = active_to_scan(memcg, node, kind_type, before, seen, refaulting, target)
+            shrink_active_list(memcg, regions, node, kind_type, moved)
             gone += taken
-            scanned += seen
+            scanned += seen + moved
             target -= taken
-            if seen <= 0.0:
+            if seen + moved <= 0.0:
                 break
+    age_shadows(host, memcg, regions)
     account_scan(params, host, memcg, scanned, gone, cause)
     return gone
 
 
 @compiled
-def classic_anon_share(host: Rec, memcg: Rec, node: int, may_anon: bool) -> float:
-    """mm/vmscan.c get_scan_count, SCAN_FRACT: the share of scanning that goes to anon."""
+def list_pages(memcg: Rec, node: int, kind_type: int, which: int) -> float:
+    """Pages of the active or the inactive list, referenced or not."""
+    return float(memcg.gen[node, kind_type, which] + memcg.gen[node, kind_type, which + REFERENCED])
+
+
+@compiled
+def classic_anon_share(host: Rec, memcg: Rec, node: int, may_anon: bool, calls: float) -> float:
+    """mm/vmscan.c get_scan_count, SCAN_FRACT: the share of scanning that goes to anon.
+
+    Args:
+        host, memcg, node: Whose lists.
+        may_anon: There is room in swap.
+        calls: Calls of 32 pages this reclaim stands for.
+    """
     if not may_anon or host.swappiness <= 0.0:
         return 0.0
-    inactive_file = memcg.gen[node, FILE, INACTIVE]
-    if of_type(memcg, node, FILE) < EMPTY_PAGES:
+    anon_pages = of_type(memcg, node, ANON)
+    file_pages = of_type(memcg, node, FILE)
+    if file_pages < EMPTY_PAGES:
         return 1.0
-    if inactive_file > memcg.gen[node, FILE, ACTIVE] and memcg.cost[FILE] <= 0.0:
-        return 0.0  # cache_trim_mode: plenty of inactive file and no refaults
     anon_cost = memcg.cost[ANON]
     file_cost = memcg.cost[FILE]
     total = anon_cost + file_cost
     anon_cost = total + anon_cost
     file_cost = total + file_cost
     total = anon_cost + file_cost
-    anon = host.swappiness * (total + 1.0) / (anon_cost + 1.0)
-    file = (200.0 - host.swappiness) * (total + 1.0) / (file_cost + 1.0)
-    return anon / (anon + file)
+    anon = anon_pages * host.swappiness * (total + 1.0) / (anon_cost + 1.0)
+    file = file_pages * (MAX_SWAPPINESS - host.swappiness) * (total + 1.0) / (file_cost + 1.0)
+    share = float(anon / (anon + file))
+    plenty = list_pages(memcg, node, FILE, INACTIVE) >= SWAP_CLUSTER_MAX
+    if plenty and not inactive_is_low(memcg, node, FILE):
+        # cache_trim_mode: only file, in calls since whose last no file page was activated
+        share *= 1.0 - math.exp(-memcg.activated[FILE] / calls)
+    return share
+
+
+@compiled
+def inactive_ratio(memcg: Rec, node: int, kind_type: int) -> float:
+    """mm/vmscan.c inactive_is_low: the ratio is 1 below a GiB, else int_sqrt(10 * GiB)."""
+    gib = math.floor(of_type(memcg, node, kind_type) / 262_144.0)
+    return math.floor(math.sqrt(10.0 * gib)) if gib >= 1.0 else 1.0
 
 
 @compiled
 def inactive_is_low(memcg: Rec, node: int, kind_type: int) -> bool:
-    """mm/vmscan.c inactive_is_low: the ratio is 1 below a GiB, else int_sqrt(10 * GiB)."""
-    inactive = memcg.gen[node, kind_type, INACTIVE]
-    active = memcg.gen[node, kind_type, ACTIVE]
-    gib = math.floor((inactive + active) / 262_144.0)
-    ratio = math.floor(math.sqrt(10.0 * gib)) if gib >= 1.0 else 1.0
-    return inactive * ratio < active
+    """The inactive list is short of its share."""
+    inactive = list_pages(memcg, node, kind_type, INACTIVE)
+    active = list_pages(memcg, node, kind_type, ACTIVE)
+    return bool(inactive * inactive_ratio(memcg, node, kind_type) < active)
 
 
 @compiled
-def shrink_active_list(memcg: Rec, regions: Rec, node: int, kind_type: int, want: float) -> float:
-    """Move a batch from the active list's tail to inactive, accessed bits cleared."""
-    active = memcg.gen[node, kind_type, ACTIVE]
-    if active < EMPTY_PAGES:
-        return 0.0
-    share = min(1.0, max(want, 32.0) / active)
+def active_to_scan(
+    memcg: Rec,
+    node: int,
+    kind_type: int,
+    inactive_before: float,
+    seen: float,
+    refaulting: float,
+    want: float,
+) -> float:
+    """Pages of the active list to deactivate while ``seen`` inactive ones were scanned.
+
+    Both lists are scanned by the same share of their size, the active one only while pages are
+    activated by refaults, or until the inactive list has its ratio; an anonymous list short of it
+    gives 32 more with every call.
+    """
+    active = list_pages(memcg, node, kind_type, ACTIVE)
+    inactive = list_pages(memcg, node, kind_type, INACTIVE)
+    alike = active * min(seen / max(inactive_before, 1.0), 1.0)
+    pages = refaulting * alike
+    ratio = inactive_ratio(memcg, node, kind_type)
+    short = (active - inactive * ratio) / (1.0 + ratio)
+    if short > 0.0:
+        extra = want if kind_type == ANON or seen <= 0.0 else 0.0
+        pages = max(pages, min(short, alike + max(extra, SWAP_CLUSTER_MAX)))
+    return float(min(pages, active))
+
+
+@compiled
+def shrink_active_list(memcg: Rec, regions: Rec, node: int, kind_type: int, pages: float) -> None:
+    """Move pages from the active list's tail to inactive, accessed or not, the bits cleared."""
+    active = list_pages(memcg, node, kind_type, ACTIVE)
+    if active < EMPTY_PAGES or pages <= 0.0:
+        return
+    share = min(1.0, pages / active)
     for r in range(regions.shape[0]):
         region = regions[r]
         if not region.used or region.type != kind_type:
             continue
         for b in range(N_BINS):
-            moved = region.resident[b, node, ACTIVE] * share
-            region.resident[b, node, ACTIVE] -= moved
-            region.resident[b, node, INACTIVE] += moved
-            # shrink_active_list sets PG_workingset on what it deactivates
-            resident = on_node(region, b, node)
-            if resident > 0.0:
-                room = max(0.0, resident - region.workingset[b])
-                region.workingset[b] += moved * room / resident
-    moved = active * share
-    memcg.gen[node, kind_type, ACTIVE] -= moved
-    memcg.gen[node, kind_type, INACTIVE] += moved
-    return moved
+            deactivate_bin(memcg, region, b, node, share)
+
+
+@compiled
+def deactivate_bin(memcg: Rec, region: Rec, b: int, node: int, share: float) -> None:
+    """One bin's part of shrink_active_list; what is deactivated becomes workingset."""
+    first = region.resident[b, node, ACTIVE] * share
+    known = region.resident[b, node, ACTIVE + REFERENCED] * share
+    moved = first + known
+    if moved <= 0.0:
+        return
+    move_between(memcg, region, b, node, ACTIVE + REFERENCED, INACTIVE + REFERENCED, known)
+    if region.kind == Kind.FILE_READ:
+        # folio_mark_accessed sets the flag on an active page at once; the lists learn it here
+        marked = first * accessed_share(region, b, node)
+        move_between(memcg, region, b, node, ACTIVE, INACTIVE + REFERENCED, marked)
+        first -= marked
+    move_between(memcg, region, b, node, ACTIVE, INACTIVE, first)
+    clear_bits(region, b, node, moved)
+    resident = on_node(region, b, node)
+    room = max(0.0, resident - region.workingset[b])
+    region.workingset[b] += moved * room / resident
+
+
+@compiled
+def move_between(
+    memcg: Rec, region: Rec, b: int, node: int, source: int, target: int, pages: float
+) -> None:
+    """Move pages of a bin from one list to another, and the lruvec's counts with them."""
+    region.resident[b, node, source] -= pages
+    region.resident[b, node, target] += pages
+    memcg.gen[node, region.type, source] -= pages
+    memcg.gen[node, region.type, target] += pages
+
+
+@compiled
+def clear_bits(region: Rec, b: int, node: int, pages: float) -> None:
+    """Pages join the inactive list with their accessed bits clear: its mean mark moves on."""
+    listed = (
+        region.resident[b, node, INACTIVE]
+        + region.resident[b, node, INACTIVE + REFERENCED]
+        - region.fresh[b, node]
+    )
+    part = min(pages / listed, 1.0) if listed > 0.0 else 1.0
+    region.mark[b, node] += (region.touched[b] - region.mark[b, node]) * part
+
+
+@compiled
+def cold_shares(region: Rec, b: int, node: int) -> tuple[float, float]:
+    """Share of a bin's inactive pages, unreferenced and referenced, that a scan finds to evict."""
+    accessed = accessed_share(region, b, node)
+    if region.kind == Kind.FILE_READ:
+        # No page table points here: the second access activates, and reclaim sees the rest.
+        touches = max(region.touched[b] - region.mark[b, node], 0.0)
+        twice = 0.0 if accessed >= 1.0 else touches * math.exp(-touches)
+        return 1.0 - accessed + twice, 1.0 - accessed
+    plain = region.resident[b, node, INACTIVE]
+    fresh = min(region.fresh[b, node] / plain, 1.0) if plain > 0.0 else 0.0
+    return (1.0 - fresh) * (1.0 - accessed), 1.0 - accessed
 
 
 @compiled
@@ -534,31 +663,130 @@ def shrink_inactive_list(
     want: float,
     cause: int,
 ) -> tuple[float, float]:
-    """Scan the inactive tail: accessed pages are activated, the rest leaves."""
-    inactive = memcg.gen[node, kind_type, INACTIVE]
+    """Scan the inactive tail until ``want`` pages are gone; returns pages gone and scanned."""
+    inactive = list_pages(memcg, node, kind_type, INACTIVE)
     if inactive < EMPTY_PAGES:
         return 0.0, 0.0
-    cold = count_cold(memcg, regions, node, kind_type, INACTIVE, True)
-    share = 1.0
-    if cold > want:
-        share = want / cold
+    cold = 0.0
+    for r in range(regions.shape[0]):
+        region = regions[r]
+        if not region.used or region.type != kind_type:
+            continue
+        clean = clean_share(region)
+        for b in range(N_BINS):
+            plain, known = cold_shares(region, b, node)
+            cold += clean * plain * region.resident[b, node, INACTIVE]
+            cold += clean * known * region.resident[b, node, INACTIVE + REFERENCED]
+    share = want / cold if cold > want else 1.0
     gone = 0.0
-    seq = memcg.max_seq[node]
     for r in range(regions.shape[0]):
         region = regions[r]
         if region.used and region.type == kind_type:
-            gone += evict_region(
-                params, host, memcg, region, node, INACTIVE, ACTIVE, ACTIVE, share, seq, cause
-            )
-    memcg.cost[kind_type] *= 1.0 - 0.5 * share
-    memcg.scan_clock[node, kind_type] += share
-    if memcg.scan_clock[node, kind_type] >= 1.0:
-        memcg.scan_clock[node, kind_type] -= 1.0
-        memcg.max_seq[node] += 1
+            clean = clean_share(region)
+            for b in range(N_BINS):
+                gone += scan_bin(params, host, memcg, region, b, node, share, clean, cause)
+    seen = inactive * share
+    lru_note_cost(memcg, kind_type, gone if kind_type == ANON else 0.0, max(seen - gone, 0.0))
+    return gone, seen
+
+
+@compiled
+def scan_bin(
+    params: Rec,
+    host: Rec,
+    memcg: Rec,
+    region: Rec,
+    b: int,
+    node: int,
+    share: float,
+    clean: float,
+    cause: int,
+) -> float:
+    """folio_check_references over one bin's part of the inactive list; returns pages gone.
+
+    The first look that finds the accessed bit sets PG_referenced and rotates the page, the second
+    activates it.  Dirty pages are activated until the flusher has been there.
+    """
+    plain = region.resident[b, node, INACTIVE] * share
+    known = region.resident[b, node, INACTIVE + REFERENCED] * share
+    if plain + known <= 0.0:
+        return 0.0
+    plain_cold, known_cold = cold_shares(region, b, node)
+    unused = plain * plain_cold + known * known_cold
+    dirty = unused * (1.0 - clean)
+    used = known * (1.0 - known_cold)
+    looked = plain * (1.0 - plain_cold)
+    region.fresh[b, node] *= 1.0 - share
+    move_between(memcg, region, b, node, INACTIVE, ACTIVE, plain * plain_cold * (1.0 - clean))
+    move_between(
+        memcg, region, b, node, INACTIVE + REFERENCED, ACTIVE, known * known_cold * (1.0 - clean)
+    )
+    if region.kind == Kind.FILE_READ:  # activation clears PG_referenced (folio_mark_accessed)
+        move_between(memcg, region, b, node, INACTIVE + REFERENCED, ACTIVE, used)
+        move_between(memcg, region, b, node, INACTIVE, ACTIVE, looked)
+        memcg.aged += looked
+    else:
+        above = ACTIVE + REFERENCED
+        move_between(memcg, region, b, node, INACTIVE + REFERENCED, above, used)
+        move_between(memcg, region, b, node, INACTIVE, INACTIVE + REFERENCED, looked)
+        clear_bits(region, b, node, looked)
+    memcg.aged += used + dirty
+    gone = unused - dirty
+    if gone <= 0.0:
+        return 0.0
+    for which in (INACTIVE, INACTIVE + REFERENCED):
+        part = plain * plain_cold if which == INACTIVE else known * known_cold
+        region.resident[b, node, which] -= part * clean
+        memcg.gen[node, region.type, which] -= part * clean
+    memcg.aged += gone
+    leave_node(params, host, memcg, region, b, node, gone, memcg.min_seq[FAST, region.type], cause)
+    return gone
+
+
+@compiled
+def lru_note_cost(memcg: Rec, kind_type: int, io_pages: float, rotated: float) -> None:
+    """mm/swap.c lru_note_cost: what a type's reclaim costs, forgotten by halves."""
+    memcg.cost[kind_type] += io_pages * SWAP_CLUSTER_MAX + rotated
+    limit = 0.25 * (memcg.node[FAST] + memcg.node[SLOW])
+    total = memcg.cost[ANON] + memcg.cost[FILE]
+    if total > limit:
+        memcg.cost[ANON] *= 0.5 * limit / total
+        memcg.cost[FILE] *= 0.5 * limit / total
+
+
+@compiled
+def age_shadows(host: Rec, memcg: Rec, regions: Rec) -> None:
+    """Move the shadows' clock on by what was evicted and activated (nonresident_age).
+
+    A refault is recent within the size of the lists it could have competed with
+    (workingset_test_recent); the shadows' slots are a third of that wide, see
+    ``workingset_refault``.
+    """
+    aged = memcg.aged
+    memcg.aged = 0.0
+    if aged <= 0.0:
+        return
+    active_anon = active_file = anon_pages = file_pages = 0.0
+    for node in range(host.n_nodes):
+        active_anon += list_pages(memcg, node, ANON, ACTIVE)
+        active_file += list_pages(memcg, node, FILE, ACTIVE)
+        anon_pages += of_type(memcg, node, ANON)
+        file_pages += of_type(memcg, node, FILE)
+    swaps = host.swappiness > 0.0 and swap_room(host, memcg) > 0.0
+    age_type(memcg, regions, ANON, aged, file_pages + active_anon)
+    age_type(memcg, regions, FILE, aged, active_file + (anon_pages if swaps else 0.0))
+
+
+@compiled
+def age_type(memcg: Rec, regions: Rec, kind_type: int, aged: float, reach: float) -> None:
+    """Advance one type's clock, in slots of a third of the distance that counts as recent."""
+    memcg.scan_clock[FAST, kind_type] += min(aged / max(reach / 3.0, 1.0), 4.0)
+    while memcg.scan_clock[FAST, kind_type] >= 1.0:
+        memcg.scan_clock[FAST, kind_type] -= 1.0
+        memcg.min_seq[FAST, kind_type] += 1
         for r in range(regions.shape[0]):
-            if regions[r].used:
-                forget_generation(regions[r], memcg.max_seq[node])
-    return gone, inactive * share
+            if regions[r].used and regions[r].type == kind_type:
+                forget_generation(regions[r], memcg.min_seq[FAST, kind_type])
 
 
 # ---- who calls reclaim ----------------------------------------------------------------------

@@ -219,7 +219,7 @@ def allocate_burst(params: Rec, host: Rec, memcg: Rec, regions: Rec) -> None:
 def end_substep(params: Rec, host: Rec, memcg: Rec) -> None:
     """Book what requests went through: the next service time, and the latency histogram."""
     charged = max(memcg.charged, 1e-9)
-    burst_share = memcg.burst_charged / charged
+    burst_share = memcg.burst_charged / charged * (1.0 - memcg.burst_on_path)
     if memcg.burst_charged > 0.0:
         cost = (memcg.reclaim_us + memcg.sleep_us) / charged + params.minor_fault_us
         memcg.burst_page_us += 0.5 * (cost - memcg.burst_page_us)
