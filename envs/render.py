@@ -12,7 +12,6 @@ Units: GiB; shares of the tick; ticks of one second.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +55,7 @@ GLYPHS = {
     "(": "24442", ")": "21112", " ": "00000",
 }  # fmt: skip
 """Five rows of three pixels, one octal digit a row."""
+HIGHEST_LEVEL = np.array(LEVEL_COUNTS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,66 +121,71 @@ def draw(history: History) -> Array:
 
 
 def _draw_memory(canvas: Array, top: int, samples: list[Sample], names: tuple[str, ...]) -> None:
-    limit = max((float((s.fast_gib + s.slow_gib + s.swap_gib).sum()) for s in samples), default=1.0)
-    total = samples[-1].total_gib if samples else 1.0
-    scale = MEMORY_HEIGHT / max(limit, total)
+    total = samples[-1].total_gib if samples else 0.0
     write(canvas, top - 8, LEFT, f"memory: full fast  pale slow  dark swap ({total:.1f} gib)")
-    _frame(canvas, top, MEMORY_HEIGHT)
-    base = top + MEMORY_HEIGHT
-    for at, sample in enumerate(samples):
-        column = _column(at)
-        level = 0.0
-        for i in range(len(names)):
-            colour = COLOURS[i % len(COLOURS)]
-            for gib, shade in (
-                (sample.fast_gib[i], colour),
-                (sample.slow_gib[i], 0.45 * colour + 0.55 * 255),
-                (sample.swap_gib[i], 0.45 * colour),
-            ):
-                high, low = base - round((level + gib) * scale), base - round(level * scale)
-                canvas[max(high, top) : low, column] = shade
-                level += gib
-    line = base - round(total * scale)
-    canvas[line, LEFT : LEFT + PLOT_WIDTH : 2] = INK
     for i, name in enumerate(names):
-        write(canvas, top + 8 * i, 4, name[:20], COLOURS[i % len(COLOURS)])
+        write(canvas, top + 8 * i, 4, name[:20], colour_of(i))
+    _frame(canvas, top, MEMORY_HEIGHT)
+    if not samples:
+        return
+    # Per tick the stack of (fast, slow, swap) of each cgroup, from the bottom up.
+    pieces = np.stack([np.stack([s.fast_gib, s.slow_gib, s.swap_gib], 1) for s in samples])
+    tops = pieces.reshape(len(samples), -1).cumsum(axis=1)
+    scale = MEMORY_HEIGHT / max(float(tops.max()), total)
+    heights = np.round(tops * scale)
+    up = MEMORY_HEIGHT - 1 - np.arange(MEMORY_HEIGHT)
+    piece = (up[:, None, None] >= heights[None]).sum(axis=2)
+    full = COLOURS[np.arange(len(names)) % len(COLOURS)]
+    shades = np.stack([full, 0.45 * full + 0.55 * 255, 0.45 * full], axis=1).reshape(-1, 3)
+    _paint(canvas, top, np.concatenate([shades, [PAPER]])[piece])
+    line = top + MEMORY_HEIGHT - round(total * scale)
+    canvas[max(line, top), LEFT : LEFT + PLOT_WIDTH : 2] = INK
 
 
 def _draw_pressure(canvas: Array, top: int, samples: list[Sample]) -> None:
     write(canvas, top - 8, LEFT, "psi memory some: host dark  cgroups coloured  top 100 %")
     _frame(canvas, top, PRESSURE_HEIGHT)
-    base = top + PRESSURE_HEIGHT - 1
-
-    def row(share: float) -> int:
-        # Square root: 1 % of pressure must be seen beside 100 %.
-        return base - round(math.sqrt(min(max(share, 0.0), 1.0)) * (PRESSURE_HEIGHT - 2))
-
-    for at, sample in enumerate(samples):
-        column = _column(at)
-        for i, share in enumerate(sample.pressure):
-            canvas[row(float(share)), column] = COLOURS[i % len(COLOURS)]
-        high = row(sample.host_pressure)
-        canvas[high : high + 2, column] = INK
+    if not samples:
+        return
+    shares = np.stack([np.append(s.pressure, s.host_pressure) for s in samples])
+    # Square root: 1 % of pressure must be seen beside 100 %.
+    rows = (
+        PRESSURE_HEIGHT
+        - 2
+        - np.round(np.sqrt(np.clip(shares, 0.0, 1.0)) * (PRESSURE_HEIGHT - 2)).astype(int)
+    )
+    panel = np.full((PRESSURE_HEIGHT, len(samples), 3), PAPER, dtype=np.float64)
+    ticks = np.arange(len(samples))
+    for i in range(shares.shape[1] - 1):
+        panel[rows[:, i], ticks] = colour_of(i)
+    panel[rows[:, -1], ticks] = panel[rows[:, -1] + 1, ticks] = INK
+    _paint(canvas, top, panel)
 
 
 def _draw_levels(canvas: Array, top: int, samples: list[Sample], names: tuple[str, ...]) -> None:
     write(canvas, top - 8, LEFT, "levels in force: " + " ".join(h.name for h in HEADS))
-    highest = np.array(LEVEL_COUNTS) - 1
     for i, name in enumerate(names):
         band = top + i * BAND_HEIGHT
-        colour = COLOURS[i % len(COLOURS)]
-        write(canvas, band + 4, 4, name[:20], colour)
+        write(canvas, band + 4, 4, name[:20], colour_of(i))
         canvas[band + BAND_HEIGHT - 1, LEFT : LEFT + PLOT_WIDTH] = FAINT
-        for at, sample in enumerate(samples):
-            share = sample.levels[i] / highest
-            for head in np.flatnonzero(share):
-                strength = 0.35 + 0.65 * share[head]
-                shade = strength * colour + (1.0 - strength) * 255
-                canvas[band + 2 * head : band + 2 * head + 2, _column(at)] = shade
+        if not samples:
+            continue
+        share = np.stack([s.levels[i] for s in samples], axis=1) / HIGHEST_LEVEL[:, None]
+        strength = np.where(share > 0.0, 0.35 + 0.65 * share, 0.0)[..., None]
+        lines = strength * colour_of(i) + (1.0 - strength) * np.array(PAPER)
+        _paint(canvas, band, lines.repeat(2, axis=0))
 
 
-def _column(at: int) -> slice:
-    return slice(LEFT + at * STEP_PIXELS, LEFT + (at + 1) * STEP_PIXELS)
+def _paint(canvas: Array, top: int, panel: Array) -> None:
+    """Put a panel of one pixel a tick, ``(height, ticks, 3)``, where its ticks belong."""
+    wide = panel.repeat(STEP_PIXELS, axis=1)
+    canvas[top : top + len(wide), LEFT : LEFT + wide.shape[1]] = wide
+
+
+def colour_of(cgroup: int) -> Array:
+    """A cgroup's colour; they repeat after ten."""
+    colour: Array = COLOURS[cgroup % len(COLOURS)]
+    return colour
 
 
 def _frame(canvas: Array, top: int, height: int) -> None:

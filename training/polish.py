@@ -4,7 +4,7 @@
 
     settle hosts under the table once; every trial starts from there, with the same randomness
     for each rule, most used first, for each head: try the neighbouring levels and the owner's
-    keep a change whose paired gain over the hosts is above its standard error
+    keep a change whose paired gain over the hosts is twice its standard error
 
 The tree's questions stay as they are.  Like any training it fits the simulator; the caller
 confirms the result on other hosts.
@@ -35,8 +35,9 @@ from memcg_gym.training.distil import Purpose, World
 Array = np.ndarray[Any, np.dtype[Any]]
 Report = Callable[[str], None]
 
-GAIN_OVER_ERROR = 1.0
-"""A change must gain this many standard errors: hundreds are tried, and luck would pass some."""
+GAIN_OVER_ERROR = 2.0
+"""A change must gain this many standard errors: hundreds are tried, and at 1 luck alone would pass
+one in six."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

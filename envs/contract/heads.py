@@ -116,7 +116,8 @@ HEADS: tuple[HeadSpec, ...] = (
         "protect",
         "protected share of the working-set estimate",
         "ratio",
-        (OWNER, 0.0, 0.5, 0.8, 1.0),
+        # 1.5: the estimate counts resident pages only, so a squeezed cgroup needs room to grow back
+        (OWNER, 0.0, 0.6, 1.0, 1.5),
         "memory.low",
         "below_low and below_min hooks",
         dwell_ticks=5,

@@ -14,6 +14,7 @@ from memcg_gym.envs.model.state import (
     ACTIVE,
     ANON,
     FAST,
+    GEN_MASK,
     INACTIVE,
     N_BINS,
     N_GENS,
@@ -296,8 +297,8 @@ def entry_slots(memcg: Rec, region: Rec, node: int) -> tuple[int, int]:
     newest = memcg.max_seq[node]
     oldest = memcg.min_seq[node, region.type]
     if region.kind == Kind.FILE_READ:
-        return max(newest - 2, oldest) % N_GENS, max(newest - 3, oldest) % N_GENS
-    return newest % N_GENS, max(newest - 1, oldest) % N_GENS
+        return max(newest - 2, oldest) & GEN_MASK, max(newest - 3, oldest) & GEN_MASK
+    return newest & GEN_MASK, max(newest - 1, oldest) & GEN_MASK
 
 
 @compiled

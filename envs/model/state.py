@@ -22,6 +22,7 @@ from memcg_gym.envs.contract.signals import PAGE_BYTES
 
 N_BINS = 8
 N_GENS = 4
+GEN_MASK = N_GENS - 1  # slot = seq & GEN_MASK: a power of two needs no division
 N_NODES = 2
 N_TYPES = 2
 FAST, SLOW = 0, 1

@@ -13,7 +13,16 @@ import math
 from memcg_gym.envs.model.jit import compiled
 from memcg_gym.envs.model.lruvec import on_node
 from memcg_gym.envs.model.records import Rec
-from memcg_gym.envs.model.state import FAST, FILE, N_BINS, N_GENS, SLOW, SUBSTEP_S, Pattern
+from memcg_gym.envs.model.state import (
+    FAST,
+    FILE,
+    GEN_MASK,
+    N_BINS,
+    N_GENS,
+    SLOW,
+    SUBSTEP_S,
+    Pattern,
+)
 from memcg_gym.envs.model.vmscan import PROACTIVE, shrink_lruvec
 
 MAX_LOADED_LATENCY = 4.0  # a saturated tier answers this many times slower (assumption)
@@ -91,7 +100,7 @@ def promote_region(
 def move_up(host: Rec, memcg: Rec, region: Rec, b: int, pages: float, on_slow: float) -> None:
     """Migrate a share of a bin's slow pages into the fast node's youngest generation."""
     share = pages / on_slow
-    young = memcg.max_seq[FAST] % N_GENS if host.lru == 0 else 1
+    young = memcg.max_seq[FAST] & GEN_MASK if host.lru == 0 else 1
     for slot in range(N_GENS):
         part = region.resident[b, SLOW, slot] * share
         region.resident[b, SLOW, slot] -= part

@@ -20,6 +20,7 @@ from memcg_gym.envs.model.state import (
     ANON,
     FAST,
     FILE,
+    GEN_MASK,
     INACTIVE,
     N_BINS,
     N_GENS,
@@ -82,8 +83,8 @@ def note_accessed(region: Rec, b: int, first: float, again: float) -> None:
 @compiled
 def inc_min_seq(memcg: Rec, regions: Rec, node: int, kind_type: int) -> None:
     """Fold what is left of the oldest generation into the next and move on."""
-    slot = memcg.min_seq[node, kind_type] % N_GENS
-    after = (memcg.min_seq[node, kind_type] + 1) % N_GENS
+    slot = memcg.min_seq[node, kind_type] & GEN_MASK
+    after = (memcg.min_seq[node, kind_type] + 1) & GEN_MASK
     if memcg.gen[node, kind_type, slot] > 0.0:
         for r in range(regions.shape[0]):
             region = regions[r]
@@ -106,7 +107,7 @@ def inc_max_seq(params: Rec, host: Rec, memcg: Rec, regions: Rec, node: int) -> 
         if memcg.max_seq[node] - memcg.min_seq[node, kind_type] + 1 >= N_GENS:
             inc_min_seq(memcg, regions, node, kind_type)
     old_max = memcg.max_seq[node]
-    new_slot = (old_max + 1) % N_GENS
+    new_slot = (old_max + 1) & GEN_MASK
     walked = 0.0
     for r in range(regions.shape[0]):
         region = regions[r]
@@ -129,14 +130,14 @@ def walk_bin(memcg: Rec, region: Rec, b: int, node: int, new_slot: int) -> None:
     share = accessed_share(region, b, node)
     old_max = memcg.max_seq[node]
     known = known_share(region, b)
-    young = region.resident[b, node, old_max % N_GENS]
+    young = region.resident[b, node, old_max & GEN_MASK]
     if old_max > memcg.min_seq[node, region.type]:
-        young += region.resident[b, node, (old_max - 1) % N_GENS]
+        young += region.resident[b, node, (old_max - 1) & GEN_MASK]
     fresh = min(region.fresh[b, node] / young, 1.0) if young > 0.0 else 0.0
     first = 0.0
     again = 0.0
     for seq in range(memcg.min_seq[node, region.type], old_max + 1):
-        slot = seq % N_GENS
+        slot = seq & GEN_MASK
         pages = region.resident[b, node, slot]
         if pages <= 0.0:
             continue
@@ -244,7 +245,7 @@ def evict_folios(
         Pages gone from the node (swapped, dropped or demoted), and pages scanned.
     """
     seq = memcg.min_seq[node, kind_type]
-    slot = seq % N_GENS
+    slot = seq & GEN_MASK
     total = memcg.gen[node, kind_type, slot]
     if total < EMPTY_PAGES:
         return 0.0, 0.0
@@ -253,8 +254,8 @@ def evict_folios(
     share = 1.0
     if cold > want:
         share = want / cold
-    top = newest % N_GENS
-    second = max(newest - 1, seq) % N_GENS
+    top = newest & GEN_MASK
+    second = max(newest - 1, seq) & GEN_MASK
     gone = 0.0
     for r in range(regions.shape[0]):
         region = regions[r]
@@ -295,7 +296,7 @@ def evict_region(
         if region.kind == Kind.FILE_READ:
             again, kept = 0.0, pages - cold
             region.fresh[b, node] *= 1.0 - share
-            target = (seq + 1) % N_GENS  # sort_folio: on to the next generation, no further
+            target = (seq + 1) & GEN_MASK  # sort_folio: on to the next generation, no further
         else:
             again = hot * known_share(region, b)  # FOLIOREF_ACTIVATE: seen before, to the youngest
             kept = pages - again - cold  # FOLIOREF_KEEP and dirty: PG_active, second youngest
@@ -349,7 +350,7 @@ def leave_node(
     if can_demote(host, node):
         host.node_free[SLOW] -= pages
         memcg.node[SLOW] += pages
-        low = INACTIVE if host.lru == Lru.CLASSIC else memcg.min_seq[SLOW, region.type] % N_GENS
+        low = INACTIVE if host.lru == Lru.CLASSIC else memcg.min_seq[SLOW, region.type] & GEN_MASK
         region.resident[b, SLOW, low] += pages
         memcg.gen[SLOW, region.type, low] += pages
         memcg.pgdemote += pages
@@ -422,7 +423,7 @@ def try_to_inc_min_seq(memcg: Rec, regions: Rec, node: int, kind_type: int) -> N
     """Skip empty generations of one type, down to the two that are never evicted from."""
     while (
         memcg.min_seq[node, kind_type] + MIN_NR_GENS <= memcg.max_seq[node]
-        and memcg.gen[node, kind_type, memcg.min_seq[node, kind_type] % N_GENS] < EMPTY_PAGES
+        and memcg.gen[node, kind_type, memcg.min_seq[node, kind_type] & GEN_MASK] < EMPTY_PAGES
     ):
         inc_min_seq(memcg, regions, node, kind_type)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from memcg_gym.envs.model.jit import compiled
 from memcg_gym.envs.model.records import Rec
-from memcg_gym.envs.model.state import FAST, N_BINS, N_GENS, Lru
+from memcg_gym.envs.model.state import FAST, GEN_MASK, N_BINS, N_GENS, Lru
 
 
 @compiled
@@ -19,7 +19,7 @@ def workingset_eviction(
     region: Rec, b: int, seq: int, pages: float, workingset_pages: float
 ) -> None:
     """Leave shadows for pages evicted in generation ``seq``."""
-    region.evicted[b, seq % N_GENS] += pages
+    region.evicted[b, seq & GEN_MASK] += pages
     region.evicted_workingset[b] += workingset_pages
     region.gone_pages += pages
 
@@ -27,7 +27,7 @@ def workingset_eviction(
 @compiled
 def forget_generation(region: Rec, seq: int) -> None:
     """A new youngest generation: shadows four generations old stop being recent."""
-    slot = seq % N_GENS
+    slot = seq & GEN_MASK
     for b in range(N_BINS):
         old = region.evicted[b, slot]
         if old > 0.0:
@@ -95,7 +95,7 @@ def refault_oldest(
     recent = 0.0
     oldest = oldest_slot(lru, memcg, region)
     for age in range(N_GENS):
-        slot = (oldest + age) % N_GENS
+        slot = (oldest + age) & GEN_MASK
         taken = min(region.evicted[b, slot], left)
         region.evicted[b, slot] -= taken
         left -= taken
@@ -112,7 +112,7 @@ def refault_oldest(
 def oldest_slot(lru: int, memcg: Rec, region: Rec) -> int:
     """The slot of the shadows that are the next to stop being recent."""
     newest = memcg.max_seq[FAST] if lru == Lru.MGLRU else memcg.min_seq[FAST, region.type]
-    return int((newest + 1) % N_GENS)
+    return int((newest + 1) & GEN_MASK)
 
 
 @compiled

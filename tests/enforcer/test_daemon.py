@@ -152,7 +152,7 @@ def test_every_head_with_a_knob_reaches_its_file(host: FakeHost, make: Make) -> 
     record = only(make(policy).tick())
     written = {w.file: w.text for w in record.writes}
     assert written == {
-        "memory.low": str(16 * MIB),
+        "memory.low": str(int(0.6 * 32 * MIB) // 4096 * 4096),
         "memory.reclaim": str(int(0.01 * USAGE) // 4096 * 4096),
         "cpu.weight": "300",
         "io.weight": "default 600",

@@ -70,7 +70,7 @@ def test_the_sample_reads_as_expected() -> None:
         "R04 IF usage_ratio <= 0.93 AND psi_mem_some >= 10.5 % THEN throttle <= 10 ms, "
         "reclaim 1 %/s for 5 ticks [support 105]",
         "R05 IF usage_ratio >= 0.93 AND 10.5 <= psi_mem_some <= 45.777 % THEN throttle <= "
-        "100 ms, protect 50 % of working set, shed 15 % of load for 5 ticks [support 107]",
+        "100 ms, protect 60 % of working set, shed 15 % of load for 5 ticks [support 107]",
         "R06 IF usage_ratio >= 0.93 AND psi_mem_some >= 45.777 % THEN shed 35 % of load, "
         "flush x 10, kill for 5 ticks [support 108]",
         "ELSE (a feature above is missing, stale or out of its range) as configured",
@@ -116,7 +116,7 @@ def test_a_bound_is_the_shortest_exact_decimal(
         ([0] * N_HEADS, "as configured"),
         ([1, 0, 0, 0, 0, 0, 0], "throttle nobody"),
         ([4, 1, 3, 4, 1, 1, 0],
-         "throttle <= 2000 ms, reclaim 0.25 %/s, demote 20 %/s, protect 100 % of working set, "
+         "throttle <= 2000 ms, reclaim 0.25 %/s, demote 20 %/s, protect 150 % of working set, "
          "shed 5 % of load, flush x 3"),
         ([0, 0, 4, 0, 0, 0, 1], "promote, kill"),
     ],
