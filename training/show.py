@@ -16,6 +16,9 @@ from memcg_gym.enforcer.table import MAX_BYTES, Table, read_table
 from memcg_gym.envs.contract.errors import ConfigError, TableError
 
 
+HELP = "show a rule table as IF-THEN rules"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.description = (
