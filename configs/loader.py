@@ -5,10 +5,12 @@ A mistyped key names the file, the key, what was got and the nearest known key.
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -34,10 +36,11 @@ def load_training(name: str, overrides: Sequence[str] = ()) -> TrainingConfig:
     return _load(TrainingConfig, "training", name, overrides)
 
 
-def load_params() -> dict[str, float]:
+@functools.cache
+def load_params() -> MappingProxyType[str, float]:
     """The model's cost parameters."""
     text = resources.files("memcg_gym.configs").joinpath("params.toml").read_text()
-    return {key: float(value) for key, value in tomllib.loads(text).items()}
+    return MappingProxyType({key: float(value) for key, value in tomllib.loads(text).items()})
 
 
 def names(folder: str) -> list[str]:

@@ -74,6 +74,7 @@ def tick_host(
     host.global_direct_us = 0.0
     for i in range(host.n_memcgs):
         if memcgs[i].used:
+            memcgs[i].killed = 0
             write_knobs(host, memcgs[i], regions[i], knobs[i])
             restart(memcgs[i])
             begin_tick(host, memcgs[i], regions[i], traces, i)

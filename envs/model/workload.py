@@ -33,7 +33,6 @@ def begin_tick(host: Rec, memcg: Rec, regions: Rec, traces: Array, index: int) -
     memcg.requests = memcg.arrived = memcg.failed = 0.0
     memcg.inversion_s = memcg.critical_stall_s = memcg.swap_write_tick = 0.0
     memcg.harm_s = 0.0
-    memcg.killed = 0
     for k in range(N_LATENCY_BINS):
         memcg.latency[k] = 0.0
     step_tenancy(host, memcg, regions, index)

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memcg_gym.configs.loader import load_objective, load_scenario
 from memcg_gym.envs.contract.heads import N_HEADS, Head
+from memcg_gym.envs.contract.knobs import Knob
 from memcg_gym.envs.contract.signals import PAGE_BYTES, HostSig, Sig
 from memcg_gym.envs.core import HostBatch
 from memcg_gym.envs.model.state import FAST, SLOW
+from memcg_gym.envs.reward import Metric, Term
 from tests.envs.model.worlds import CACHE, HEAP, PAGES_PER_MIB, batch_of, cgroup, pages, run, world
 
 MIB = 1 << 20
@@ -234,3 +237,20 @@ def test_a_host_that_runs_out_of_memory_and_swap_kills_the_largest() -> None:
     assert batch.host_signals[0, HostSig.SWAP_TOTAL_BYTES] == 0.0
     assert pages(batch, "oom_kill", 1) >= 1.0
     assert pages(batch, "oom_kill", 0) == 0.0
+
+
+def test_a_kill_a_policy_asks_for_is_counted_and_paid_in_the_tick_it_happens() -> None:
+    batch = HostBatch(load_scenario("host-mix"), load_objective())
+    batch.reset(1)
+    batch.settle(5)
+    knobs = batch.owner_knobs()
+    knobs[0, 2, Knob.KILL] = 1.0
+
+    batch.step_knobs(knobs)
+    assert batch.metrics[0, 2, Metric.KILLS] == 0  # a stock host: one tick later
+    batch.step_knobs(batch.owner_knobs())
+
+    assert batch.metrics[0, 2, Metric.KILLS] == 1
+    assert batch.terms[0, 2, Term.KILL] < 0
+    batch.step_knobs(batch.owner_knobs())
+    assert batch.metrics[0, 2, Metric.KILLS] == 0
