@@ -194,11 +194,14 @@ def reward_terms(
         worth = min(max(memcg.value / mean_value, 0.25), 3.0)
         row = metrics[i]
         miss = max(0.0, row[Metric.SLOWDOWN] - 1.0) / weights[Weight.SLO_SOFTNESS]
+        # A missed objective counts by the requests that miss it: an idle service's few slow ones
+        # are not an outage.
+        traffic = min(row[Metric.ARRIVED] / max(memcg.requests_per_s, 1.0), 1.0)
         unserved = max(0.0, row[Metric.ARRIVED] * (1.0 - memcg.shed) - row[Metric.REQUESTS])
         held = row[Metric.DRAM_PAGES]
         slow = row[Metric.MEMORY_PAGES] - held
         excess = max(0.0, row[Metric.MEMORY_PAGES] - memcg.wss_pages) / fair
-        out[Term.SLO] = -weights[Weight.SLO] * worth * (1.0 - 1.0 / (1.0 + miss))
+        out[Term.SLO] = -weights[Weight.SLO] * worth * traffic * (1.0 - 1.0 / (1.0 + miss))
         out[Term.THROUGHPUT] = (
             -weights[Weight.THROUGHPUT] * worth * unserved / max(row[Metric.ARRIVED], 1.0)
         )
