@@ -19,6 +19,7 @@ from memcg_gym.configs.schema import ObjectiveConfig, ScenarioConfig, TrainingCo
 from memcg_gym.envs.contract.errors import ConfigError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
+KINDS = {"scenarios": "scenario", "objectives": "objective", "training": "training preset"}
 
 
 def load_scenario(name: str, overrides: Sequence[str] = ()) -> ScenarioConfig:
@@ -116,7 +117,7 @@ def _read(folder: str, name: str) -> tuple[str, str]:
             raise ConfigError(f"{name}: is not text; a TOML file would do") from None
     known = names(folder)
     if name not in known:
-        raise ConfigError(f"no {folder.rstrip('s')} {name!r}{did_you_mean(name, known)}")
+        raise ConfigError(f"no {KINDS[folder]} {name!r}{did_you_mean(name, known)}")
     resource = resources.files("memcg_gym.configs").joinpath(folder).joinpath(f"{name}.toml")
     return f"{name}.toml", resource.read_text()
 

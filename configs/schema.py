@@ -315,6 +315,9 @@ class TrainingConfig(Frozen):
     host_kind: HostKindName = "stock"
     objective: str = "default"
     total_rows: int = Field(4_000_000, ge=1)
+    # Random search over constant actions first, in cgroup-steps; the policy starts out preferring
+    # the best one found.  0 = start out preferring the owner's configuration.
+    search_cgroup_steps: int = Field(0, ge=0)
     train_episode_ticks: int = Field(240, ge=1)
     settle_ticks: int = Field(300, ge=0)
     validate_every_rows: int = Field(500_000, ge=1)

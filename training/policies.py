@@ -16,6 +16,7 @@ Units: inputs as ``agents/inputs.py`` scales them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 LOGIT_BOUND = 15.0
 """Bound on logits: odds of e**30 are as good as certain."""
-OWNER_PREFERENCE = 2.0
-"""Logit of level 0 at the start: 65 % where a head has five levels, 88 % where it has two."""
+START_PREFERENCE = 2.0
+"""Logit of the preferred level at the start: 65 % where a head has five levels, 88 % with two."""
 
 
 class LevelsPolicy(ActorCriticPolicy):
@@ -82,13 +83,24 @@ class LevelsPolicy(ActorCriticPolicy):
         self.register_buffer("factor", th.from_numpy(FACTOR), persistent=False)
         self.actor = make_mlp(self.hidden, N_HEADS * WIDTH, self.activation, 0.01)
         self.critic = make_mlp(self.critic_hidden, 1, self.activation, 1.0)
-        with th.no_grad():
-            last = self.actor[-1]
-            assert isinstance(last, nn.Linear)  # by construction
-            last.bias.view(N_HEADS, WIDTH)[:, 0] = OWNER_PREFERENCE
+        self.prefer((0,) * N_HEADS)
         self.optimizer = th.optim.Adam(
             self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
         )
+
+    def prefer(self, levels: Sequence[int]) -> None:
+        """Start out preferring one level of each head, whatever the observation.
+
+        Args:
+            levels: One level a head; all zero is the owner's configuration.
+        """
+        with th.no_grad():
+            last = self.actor[-1]
+            assert isinstance(last, nn.Linear)  # by construction
+            bias = last.bias.view(N_HEADS, WIDTH)
+            bias.zero_()
+            for head, level in enumerate(levels):
+                bias[head, level] = START_PREFERENCE
 
     def scale(self, obs: th.Tensor) -> th.Tensor:
         """Network inputs of observations in units; needs no gradient."""

@@ -15,7 +15,6 @@ from memcg_gym.enforcer.render import changes, read_support, render, render_chan
 from memcg_gym.enforcer.table import MAX_BYTES, Table, read_table
 from memcg_gym.envs.contract.errors import ConfigError, TableError
 
-
 HELP = "show a rule table as IF-THEN rules"
 
 

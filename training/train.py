@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 
+from memcg_gym.agents.constant import search_best_constant
 from memcg_gym.configs.loader import load_objective, load_scenario, load_training
 from memcg_gym.envs.contract.errors import ConfigError
+from memcg_gym.envs.contract.heads import HEADS, N_HEADS
 from memcg_gym.envs.sb3_vec_env import CgroupVecEnv
 from memcg_gym.training import run_folder
 from memcg_gym.training.checkpoint import (
@@ -215,6 +217,7 @@ def train(
         if resume:
             progress = load_checkpoint(newest_checkpoint(folder), model, env)
         else:
+            model.policy.prefer(starting_levels(config))
             progress = RunProgress(
                 next_validation=training.validate_every_rows,
                 next_checkpoint=training.checkpoint_every_rows,
@@ -240,6 +243,25 @@ def train(
         )
     finally:
         env.close()
+
+
+def starting_levels(config: RunConfig) -> tuple[int, ...]:
+    """The levels the untrained policy prefers: the owner's, or the best constant action found.
+
+    Where every single step away from the owner's configuration hurts at first, exploration around
+    it teaches PPO to do nothing; a short search over constants finds the better corner to start in.
+    """
+    budget = config.training.search_cgroup_steps
+    if budget == 0:
+        return (0,) * N_HEADS
+    found = search_best_constant(
+        config.scenario,
+        config.objective,
+        budget_cgroup_steps=budget,
+        host_kind=config.training.host_kind,
+        seed=config.seed,
+    )
+    return tuple(getattr(found.config, head.name) for head in HEADS)
 
 
 def make_env(config: RunConfig, threads: int = 1) -> CgroupVecEnv:

@@ -14,11 +14,13 @@ from memcg_gym.agents.learned import load_policy
 from memcg_gym.configs.loader import load_training, names
 from memcg_gym.envs.contract.errors import CheckpointError, ContractMismatch
 from memcg_gym.envs.contract.schema import contract_hash
+from memcg_gym.envs.core import HostBatch
 from memcg_gym.envs.sb3_vec_env import CgroupVecEnv
 from memcg_gym.training import cli
 from memcg_gym.training.checkpoint import newest_checkpoint
+from memcg_gym.training.ppo import make_ppo
 from memcg_gym.training.run_folder import open_run, read_progress, trim_progress
-from memcg_gym.training.train import make_validation
+from memcg_gym.training.train import make_env, make_validation, starting_levels
 from memcg_gym.training.validation import Validation
 from tests.envs.small import SMALL_TOML, objective, small_scenario
 
@@ -237,3 +239,29 @@ def test_validation_hosts_are_no_training_hosts(preset: Path, tmp_path: Path) ->
     env = CgroupVecEnv(config.scenario, config.objective, hosts=2, seed=config.seed)
     env.reset()
     assert scored.isdisjoint(env._the_pool.seeds.tolist())
+
+
+def test_a_run_can_start_from_the_best_constant_action(preset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    budget = "search_cgroup_steps=20000"
+    assert train("--config", preset, "--set", budget, "--set", "total_rows=1", "--out", run) == 0
+
+    config = open_run(run)
+    levels = starting_levels(config)
+    batch = HostBatch(config.scenario, config.objective, n_hosts=1)
+    batch.reset(0)
+    batch.settle(5)
+    policy = make_ppo(make_env(config), config.training.ppo, seed=0).policy
+    policy.prefer(levels)
+
+    chosen, *_ = policy.predict(batch.observation[0], deterministic=True)
+    assert (chosen == np.array(levels)).all()
+
+
+def test_without_a_search_a_run_starts_from_the_owner_s_configuration(
+    preset: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert train("--config", preset, "--set", "total_rows=1", "--out", run) == 0
+
+    assert starting_levels(open_run(run)) == (0,) * 7
