@@ -1,4 +1,4 @@
-"""Environment ids, registered through Gymnasium's plug-in entry point; imports no environment."""
+"""Environment ids; importing this module registers them and imports no environment."""
 
 from __future__ import annotations
 
@@ -21,3 +21,6 @@ def register_environments() -> None:
             entry_point="memcg_gym.envs.host_env:HostEnv",
             vector_entry_point="memcg_gym.envs.vector_env:HostVectorEnv",
         )
+
+
+register_environments()

@@ -96,3 +96,16 @@ def test_the_version_is_a_changelog_heading():
     import memcg_gym
 
     assert f"## {memcg_gym.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import gymnasium, memcg_gym; gymnasium.spec('memcg_gym/Host-v0')",
+        "import gymnasium; gymnasium.make('memcg_gym.envs.registration:memcg_gym/Host-v0')",
+    ],
+)
+def test_the_environment_id_is_found_in_a_fresh_process(code):
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=env)
