@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__"]
 
 # Gymnasium up to 1.3 finds the ids through the package's entry point; 1.4 dropped plug-ins.
-if "gymnasium" in _sys.modules:
+if _sys.modules.get("gymnasium") is not None:
     from memcg_gym.envs.registration import register_environments as _register
 
     _register()

@@ -149,7 +149,7 @@ def test_settings_and_options_end_up_in_the_run(preset: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["nosuch"], "no training 'nosuch'"),
+        (["nosuch"], "no training preset 'nosuch'"),
         (["demo", "--config", "x.toml"], "both a preset"),
         (["demo", "--set", "ppo.gama=1"], "did you mean 'gamma'"),
         (["demo", "--set", "ppo.gamma=7"], "ppo.gamma"),
