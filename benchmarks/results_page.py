@@ -127,7 +127,7 @@ def main() -> None:
         "Made by `python benchmarks/results_page.py`; **measured on the model, not on a kernel**.",
         "Raw score: the objective's terms per cgroup and second, 0 is best. `learned` and `table`",
         "are averages over training seeds, host by host (each seed's mean in brackets); intervals",
-        "are 95 % bootstrap over held-out hosts, p values Holm-corrected over the page's scenario.",
+        "are 95 % bootstrap over held-out hosts, p values Holm-corrected over a scenario.",
         "",
     ]
     for path in args.results:
