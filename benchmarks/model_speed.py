@@ -65,9 +65,8 @@ def main() -> None:
         yardstick.append(time.process_time() - start)
         for key, batch in cases.items():
             found[key].append(steps_per_s(batch, args.seconds, rng))
-    print(
-        f"reference loop, 1e8 steps of the logistic map: {statistics.median(yardstick):.3f} CPU-s (median)"
-    )
+    core_s = statistics.median(yardstick)
+    print(f"reference loop, 1e8 steps of the logistic map: {core_s:.3f} CPU-s (median)")
     print("| scenario | hosts | cgroup-steps/CPU-s min | median | max | us a step |")
     print("|---|---|---|---|---|---|")
     for (name, n), rates in sorted(found.items()):
