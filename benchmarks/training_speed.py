@@ -5,7 +5,8 @@
 *rows*: this project's ``CgroupVecEnv`` and PPO with the demo preset.  *usual*: stock PPO with its
 defaults over ``DummyVecEnv`` of eight ``memcg_gym/Host-v0``.  Both count active cgroup-steps, as a
 host step of Host-v0 moves eight cgroups.  Cases run in turn in one process; each figure is given
-per wall second and per own CPU-second, because the machine may be shared.  Medians over rounds.
+per wall second and per own CPU-second, because the machine may be shared.  Medians over rounds,
+after half a minute of training.
 What is not comparable: the usual way learns one action for the whole host, ours one per cgroup.
 """
 
@@ -27,6 +28,8 @@ from memcg_gym.envs.sb3_vec_env import CgroupVecEnv
 from memcg_gym.training.ppo import make_ppo
 
 USUAL_HOSTS = 8
+ROLLOUTS = 5  # in one call of learn, whose own start-up would count otherwise
+WARM_UP_S = 30.0  # an untrained policy acts at random, thrashes the host and so costs most
 Case = Callable[[float], tuple[float, float, float]]
 
 
@@ -41,12 +44,12 @@ def rows_case() -> Case:
         seed=0,
     )
     model = make_ppo(env, config.ppo, seed=0)
-    per_round = config.ppo.n_steps * env.num_envs
+    per_round = ROLLOUTS * config.ppo.n_steps * env.num_envs
 
     def run(seconds: float) -> tuple[float, float, float]:
         return timed(lambda: model.learn(per_round, reset_num_timesteps=False), per_round, seconds)
 
-    run(0.1)
+    run(WARM_UP_S)
     return run
 
 
@@ -59,7 +62,7 @@ def usual_case() -> Case:
         ]
     )
     model = PPO("MlpPolicy", env, n_steps=256, seed=0, device="cpu")
-    per_round = 256 * USUAL_HOSTS
+    per_round = ROLLOUTS * 256 * USUAL_HOSTS
     cgroups = load_scenario("host-mix").n_cgroups
 
     def run(seconds: float) -> tuple[float, float, float]:
@@ -69,7 +72,7 @@ def usual_case() -> Case:
             seconds,
         )
 
-    run(0.1)
+    run(WARM_UP_S)
     return run
 
 
