@@ -59,6 +59,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
+	$(PY) benchmarks/step_cost.py
 	$(PY) benchmarks/model_speed.py
 	$(PY) benchmarks/training_speed.py
 
