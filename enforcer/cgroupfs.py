@@ -5,9 +5,9 @@ vector.  It knows nothing of features or policies.  An absent file gives NaN; a 
 kernel would never write is a :class:`CgroupError`; a cgroup that went away is a
 :class:`CgroupGoneError`.
 
-Lock, working-set, sharing and load signals have no file in cgroup v2.  Whoever can measure them
-tells them through *tag files*: ``TAGS/<cgroup>/<signal>`` holds one number and is rewritten at
-least every ten seconds.
+Working sets come from the multi-gen LRU (``enforcer/lru_gen.py``).  Lock, sharing and load
+signals have no kernel file.  Whoever can measure them, or a working set better, tells them through
+*tag files*: ``TAGS/<cgroup>/<signal>`` holds one number and is rewritten every ten seconds or less.
 
 Units: bytes, microseconds, pages of 4 KiB (counters of hosts with larger pages are scaled).
 """
@@ -34,6 +34,7 @@ from memcg_gym.enforcer.kernel_text import (
     parse_weight,
     read_text,
 )
+from memcg_gym.enforcer.lru_gen import LruGenFile, LruTable, subtree, working_set
 from memcg_gym.envs.contract.errors import CgroupError, did_you_mean
 from memcg_gym.envs.contract.signals import (
     MEMCG_SIGNALS,
@@ -145,6 +146,14 @@ TAG_SIGNALS: tuple[Sig, ...] = (
 )
 """Signals that a tag file may tell; all others are read from the kernel or from configuration."""
 
+WORKING_SET_SIGNALS = (
+    Sig.WSS_BYTES,
+    Sig.WSS_CONFIDENCE,
+    Sig.COLD_FAST_BYTES,
+    Sig.HOT_SLOW_BYTES,
+)
+"""Those that generations tell, in the order of ``WorkingSet``; a tag wins over them."""
+
 TAG_NAMES = MappingProxyType({sig.name.lower(): sig for sig in TAG_SIGNALS})
 
 
@@ -156,10 +165,12 @@ class Reading:
         signals: Shape ``(N_MEMCG_SIGNALS,)``; NaN where the host does not say.  The owner's values
             are those in the files now; who manages the cgroup puts the true ones in.
         settings: Text of every file in ``SETTING_FILES`` that exists, without the newline.
+        working_set: Who says ``WSS_BYTES``: ``tag``, ``lru_gen``, or ``""`` where nobody does.
     """
 
     signals: np.ndarray
     settings: dict[str, str]
+    working_set: str = ""
 
 
 class CgroupReader:
@@ -181,10 +192,16 @@ class CgroupReader:
         self.nodes = nodes
         self.wall_s = wall_s
         self.tags = None if roots.tags is None else roots.tags / self.name
+        self.page_bytes = roots.page_bytes
+        self._lru_file = LruGenFile(roots)
         self._scale = page_scale(MEMCG_SIGNALS, roots.page_bytes)
 
-    def read(self) -> Reading:
+    def read(self, generations: LruTable | None = None) -> Reading:
         """The cgroup's signals and settings now.
+
+        Args:
+            generations: Of all cgroups of the host, read once for all that are read now; None =
+                read them here.
 
         Raises:
             CgroupGoneError: It was removed.
@@ -205,11 +222,21 @@ class CgroupReader:
             fill_pressure(signals, f"{self.path}/{file}", keys)
         settings = self._settings(signals)
         signals *= self._scale
-        # Tags are told in the contract's own units, so they are not scaled.
-        self._tags(signals)
+        self._generations(signals, self._lru_file.read() if generations is None else generations)
+        # Tags are told in the contract's own units, so they are not scaled; they win.
+        told = self._tags(signals)
+        if Sig.WSS_BYTES in told and Sig.WSS_CONFIDENCE not in told:
+            signals[Sig.WSS_CONFIDENCE] = math.nan  # that of another estimate
         if not self.path.is_dir():
             raise CgroupGoneError(f"{self.path}: the cgroup was removed")
-        return Reading(signals, settings)
+        silent = math.isnan(signals[Sig.WSS_BYTES])
+        source = "tag" if Sig.WSS_BYTES in told else "" if silent else "lru_gen"
+        return Reading(signals, settings, source)
+
+    def _generations(self, signals: np.ndarray, table: LruTable) -> None:
+        signals[list(WORKING_SET_SIGNALS)] = working_set(
+            subtree(table, self.name), self.nodes, self.page_bytes
+        )
 
     def _stat(self, signals: np.ndarray) -> None:
         path = f"{self.path}/memory.stat"
@@ -273,13 +300,15 @@ class CgroupReader:
         signals[Sig.HIGH_BYTES] = signals[Sig.OWNER_HIGH_BYTES]
         return settings
 
-    def _tags(self, signals: np.ndarray) -> None:
+    def _tags(self, signals: np.ndarray) -> set[Sig]:
+        """Put in what the tag files tell; gives whose they were."""
+        told: set[Sig] = set()
         if self.tags is None:
-            return
+            return told
         try:
             entries = [entry for entry in os.scandir(self.tags) if entry.is_file()]
         except FileNotFoundError:
-            return
+            return told
         oldest_s = self.wall_s() - TAG_MAX_AGE_S
         for entry in entries:
             sig = TAG_NAMES.get(entry.name)
@@ -293,6 +322,8 @@ class CgroupReader:
                 text = read_text(entry.path)
                 if text is not None:
                     signals[sig] = parse_tag(text, entry.path, sig)
+                    told.add(sig)
+        return told
 
 
 def parse_tag(text: str, path: str, sig: Sig) -> float:

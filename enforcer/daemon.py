@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from memcg_gym.enforcer.adapter import levels_to_knobs
-from memcg_gym.enforcer.capabilities import capabilities, why_unsupported
+from memcg_gym.enforcer.capabilities import capabilities, unsupported_heads
 from memcg_gym.enforcer.cgroupfs import Reading
 from memcg_gym.enforcer.discovery import (
     children_of,
@@ -44,6 +44,7 @@ from memcg_gym.enforcer.features import (
 from memcg_gym.enforcer.hostfs import HostReader, Nodes, Roots
 from memcg_gym.enforcer.journal import Journal, Owned, restore
 from memcg_gym.enforcer.kernel_text import CgroupGoneError
+from memcg_gym.enforcer.lru_gen import AgingSchedule, LruGenFile, LruTable, subtree
 from memcg_gym.enforcer.managed import Managed, Record
 from memcg_gym.enforcer.shield import (
     HostGuard,
@@ -60,12 +61,13 @@ from memcg_gym.enforcer.writer import (
     PLANNED,
     QUEUED,
     WRITTEN,
+    CommandWorker,
     Write,
     plan_writes,
 )
 from memcg_gym.envs.contract.errors import CgroupError
 from memcg_gym.envs.contract.features import N_FEATURES
-from memcg_gym.envs.contract.heads import N_HEADS, Head, HostKind
+from memcg_gym.envs.contract.heads import HEADS, N_HEADS, HostKind
 from memcg_gym.envs.contract.knobs import N_KNOBS, Knob
 from memcg_gym.envs.contract.shield_rules import Shielded
 from memcg_gym.envs.contract.signals import HostSig, Sig
@@ -76,6 +78,8 @@ Decide = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """From vectors (n, N_FEATURES) int32 to levels (n, N_HEADS), rule ids (n,) and leases (n,)."""
 
 MAX_LEASE_TICKS = 64
+HARMLESS = ("EINVAL", "ERANGE", "EEXIST")
+"""How the kernel refuses to age a cgroup that went away, or that was aged meanwhile."""
 CLOSE_WAIT_S = 1.0
 """How long the end waits for background reclaim under way (assumption: ten chunks' time)."""
 
@@ -137,6 +141,10 @@ class Daemon:
                 refuse_unmanageable(path, roots, self.own)
         self.managed: dict[Path, Managed] = {}
         self.host_reader = HostReader(roots, nodes)
+        self.lru_file = LruGenFile(roots)
+        self.generations: LruTable = {}
+        self.aging = AgingSchedule(tick_s=interval_s)
+        self.aging_worker = CommandWorker(self.lru_file.path)
         self.host_before: np.ndarray | None = None
         self.host_guard = np.zeros(HostGuard.SIZE, dtype=np.int64)
         self.lines = line_array(self.site.lines)
@@ -164,6 +172,7 @@ class Daemon:
         host, readings, _ = self._look()
         self._recovered = True
         self._remember(host, readings)
+        self._age()
 
     def tick(self) -> list[Record]:
         """One tick.
@@ -178,9 +187,11 @@ class Daemon:
         host, readings, records = self._look()
         rows = [m for m in readings if records[m.path].state == "managed"]
         vectors = self._vectors(host, readings, rows)
+        self._support(host, readings)
         self._remember(host, readings)
         self._decide(host, readings, rows, vectors, records)
         self._carry_out(readings, records)
+        self._age()
         return list(records.values())
 
     def close(self) -> list[str]:
@@ -193,6 +204,7 @@ class Daemon:
         if self._closed:
             return []
         self._closed = True
+        self.aging_worker.close(CLOSE_WAIT_S)
         failures = []
         for managed in self.managed.values():
             managed.writer.worker.close(CLOSE_WAIT_S)
@@ -221,6 +233,7 @@ class Daemon:
         records: dict[Path, Record] = {}
         self._discover(records)
         self._ranks = self._kill_ranks()
+        self.generations = self._read_generations()
         readings: dict[Managed, Reading] = {}
         for managed in list(self.managed.values()):
             record = records.setdefault(managed.path, self._record(managed, "managed"))
@@ -228,7 +241,6 @@ class Daemon:
             if reading is None:
                 continue
             readings[managed] = reading
-            self._report(managed, reading, host)
             if host is None:
                 record.state, record.note = "skipped", "the host could not be read"
             elif self.host_before is None or managed.before is None:
@@ -245,9 +257,22 @@ class Daemon:
         self._hush("host")
         return host
 
+    def _read_generations(self) -> LruTable:
+        """Once a tick for all cgroups; empty where the kernel does not say."""
+        try:
+            table = self.lru_file.read()
+        except CgroupError as error:
+            self._say("lru_gen", str(error))
+            return {}
+        if self.lru_file.why:
+            self._say("lru_gen", f"no working sets from the kernel: {self.lru_file.why}")
+        else:
+            self._hush("lru_gen")
+        return table
+
     def _read(self, managed: Managed, record: Record) -> Reading | None:
         try:
-            reading = managed.reader.read()
+            reading = managed.reader.read(self.generations)
         except CgroupGoneError:
             self._drop(managed)
             record.state, record.note = "gone", "the cgroup was removed"
@@ -318,13 +343,19 @@ class Daemon:
         given = {n: r for n in names if (r := self.site.facts(n).kill_rank) is not None}
         return ranks | given
 
-    def _report(self, managed: Managed, reading: Reading, host: np.ndarray | None) -> None:
-        """Once a cgroup: what it does without."""
-        if managed.reported or host is None:
+    def _support(self, host: np.ndarray | None, readings: dict[Managed, Reading]) -> None:
+        """Which heads can be used now: all of it once a cgroup, then what changes."""
+        if host is None:
             return
-        managed.reported = True
-        for line in capabilities(managed.path, reading, host).lines():
-            LOG.info("%s: %s", managed.name, line)
+        blind = self.site.throttle_without_lock_signals
+        for managed, reading in readings.items():
+            found = unsupported_heads(managed.path, reading, managed.before, blind_throttle=blind)
+            if managed.unsupported is None:
+                for line in capabilities(managed.path, reading, host, blind_throttle=blind).lines():
+                    LOG.info("%s: %s", managed.name, line)
+            else:
+                report_changes(managed.name, managed.unsupported, found)
+            managed.unsupported = found
 
     # --- deciding --------------------------------------------------------------------------------
 
@@ -408,9 +439,8 @@ class Daemon:
         vector: np.ndarray,
         record: Record,
     ) -> None:
-        supported = np.array(
-            [not why_unsupported(head, managed.path, reading) for head in Head], dtype=np.int64
-        )
+        assert managed.unsupported is not None  # every reading was looked at, see tick
+        supported = np.array([h.name not in managed.unsupported for h in HEADS], dtype=np.int64)
         mask = shield_row(
             wanted,
             vector,
@@ -470,6 +500,20 @@ class Daemon:
             knobs, reading.settings, managed.owner, usage_bytes, self.roots.page_bytes
         )
 
+    def _age(self) -> None:
+        """Have the kernel walk page tables, so that generations have ages; never in dry-run."""
+        outcome = self.aging_worker.outcome
+        if outcome not in ("", WRITTEN, *HARMLESS):
+            self._say("aging", f"{self.aging_worker.file}: aging was refused: {outcome}")
+        else:
+            self._hush("aging")
+        if self.dry_run or not self.site.lru_gen_aging or self.aging_worker.busy:
+            return
+        lrus = [lru for m in self.managed.values() for lru in subtree(self.generations, m.name)]
+        commands = self.aging.commands(lrus, self.n_ticks)
+        if commands:
+            self.aging_worker.submit(commands)
+
     def _report_failures(self, managed: Managed, record: Record) -> None:
         for write in record.writes:
             subject = f"{managed.name}/{write.file}"
@@ -503,3 +547,11 @@ class Daemon:
     def _hush(self, subject: str) -> None:
         if self._said:
             self._said = {entry for entry in self._said if entry[0] != subject}
+
+
+def report_changes(name: str, before: dict[str, str], now: dict[str, str]) -> None:
+    """Log the heads that can be used, or cannot any more."""
+    for head in before.keys() - now.keys():
+        LOG.info("%s: %s supported from now on", name, head)
+    for head in now.keys() - before.keys():
+        LOG.warning("%s: %s unsupported from now on: %s", name, head, now[head])

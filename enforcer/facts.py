@@ -5,6 +5,8 @@ Read from a TOML file with the standard library, because a host installs no more
     tags = "/run/memcg-gym/tags"       # folder of tag files
     exclude = ["kubelet.service"]      # names of children that are never managed
     fast_nodes = [0]                   # where the host's own view is wrong
+    lru_gen_aging = true               # walk page tables, so that working sets are known
+    throttle_without_lock_signals = false  # true: throttle though nobody tells who holds locks
 
     [shield]                           # what counts as extreme pressure
     kill_psi_full_ratio = 0.2
@@ -57,13 +59,26 @@ class CgroupFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """What the operator says of a host."""
+    """What the operator says of a host.
+
+    Attributes:
+        cgroups: By path below the mount.
+        exclude: Names of children that are never managed.
+        lines: What counts as extreme pressure.
+        tags: Folder of tag files.
+        fast_nodes: NUMA nodes of the fast tier; None = as the host says.
+        lru_gen_aging: Have the kernel walk page tables, so that generations have ages.
+        throttle_without_lock_signals: Throttle cgroups of which nobody tells whether a thread
+            holds a lock or is critical; the shield then cannot spare it.
+    """
 
     cgroups: Mapping[str, CgroupFacts] = field(default_factory=dict)
     exclude: tuple[str, ...] = DEFAULT_EXCLUDE
     lines: ShieldLines = field(default_factory=ShieldLines)
     tags: Path | None = None
     fast_nodes: tuple[int, ...] | None = None
+    lru_gen_aging: bool = True
+    throttle_without_lock_signals: bool = False
 
     def facts(self, name: str) -> CgroupFacts:
         """What is said of the cgroup at this path below the mount."""
@@ -84,7 +99,8 @@ def read_site(path: Path) -> Site:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
-    check_keys(data, ("tags", "exclude", "fast_nodes", "shield", "cgroup"), f"{path}")
+    flags = ("lru_gen_aging", "throttle_without_lock_signals")
+    check_keys(data, ("tags", "exclude", "fast_nodes", "shield", "cgroup", *flags), f"{path}")
     cgroups = table(data, "cgroup", f"{path}")
     nodes = data.get("fast_nodes")
     return Site(
@@ -96,6 +112,7 @@ def read_site(path: Path) -> Site:
         lines=read_lines(table(data, "shield", f"{path}"), f"{path}: shield"),
         tags=None if "tags" not in data else Path(word(data["tags"], f"{path}: tags")),
         fast_nodes=None if nodes is None else integers(nodes, f"{path}: fast_nodes"),
+        **{key: flag(data[key], f"{path}: {key}") for key in flags if key in data},
     )
 
 
@@ -156,6 +173,13 @@ def integer(value: object, low: int, high: int, origin: str) -> int:
     """A whole number in a range."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ConfigError(f"{origin}: got {value!r}, expected a whole number in {low}..{high}")
+    return value
+
+
+def flag(value: object, origin: str) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{origin}: got {value!r}, expected true or false")
     return value
 
 

@@ -85,7 +85,14 @@ def shield_names(mask: Shielded) -> list[str]:
 
 
 class Managed:
-    """One cgroup under management: its reader, its owner's values, the shield's state of it."""
+    """One cgroup under management: its reader, its owner's values, the shield's state of it.
+
+    Attributes:
+        owner: Text by file of what its owner had configured.
+        wrote: Text by file of what is ours now.
+        before: Signals of the last tick.
+        unsupported: Reason by head, as last reported; None = nothing was reported yet.
+    """
 
     def __init__(self, path: Path, inode: int, roots: Roots, nodes: Nodes) -> None:
         """Nothing read yet, nothing in force."""
@@ -99,7 +106,7 @@ class Managed:
         self.before: np.ndarray | None = None
         self.averages = np.zeros(N_AVERAGES)
         self.guard = np.zeros(Guard.SIZE, dtype=np.int64)
-        self.reported = False
+        self.unsupported: dict[str, str] | None = None
         reset_guard(self.guard)
 
     def follow_owner(self, reading: Reading) -> None:

@@ -47,6 +47,10 @@ RECLAIM_BASIS_POINTS = np.array(
     [round(v * 10_000) for v in HEADS[Head.RECLAIM].levels], dtype=np.int64
 )
 
+HOLDER_FEATURES = (F.LOCK_KERNEL_SHARE, F.LOCK_USER_SHARE, F.CRITICAL_SHARE)
+"""What :func:`spare_holders` looks at.  On a host where nobody tells them they read 0, as if there
+were neither locks nor critical threads, so throttling is not offered there."""
+
 # The flags as plain integers, for compilers that do not know IntFlag.
 STALE, HOLDER, BELOW_MIN = int(Shielded.STALE), int(Shielded.HOLDER), int(Shielded.BELOW_MIN)
 KILL_PRESSURE, KILL_RANK = int(Shielded.KILL_PRESSURE), int(Shielded.KILL_RANK)

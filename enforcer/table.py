@@ -9,19 +9,18 @@ Units: bytes; seconds since 1970.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib
 import os
 import struct
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from memcg_gym.enforcer.files import replace_file
 from memcg_gym.enforcer.table_layout import (
     FEATURE_DTYPE,
     LEAF_DTYPE,
@@ -184,25 +183,14 @@ def write_table(path: str | os.PathLike[str], table: Table) -> None:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write beside the target, flush to the disk, rename.
+    """Write a file that a reader sees whole or not at all.
 
     Raises:
         TableError: ``E_WRITE``.
     """
     target = Path(path)
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                os.fchmod(file.fileno(), 0o644)  # a table is no secret; mkstemp gives 0600
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        replace_file(target, data)
     except OSError as error:
         raise TableError("E_WRITE", f"{target}: {error.strerror}") from error
 

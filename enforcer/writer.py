@@ -16,7 +16,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,38 +214,54 @@ class CgroupWriter:
                 write.result = errno_name(error)
 
 
-class ReclaimWorker:
-    """Writes memory.reclaim of one cgroup without holding up the loop.
+class Worker:
+    """One background thread at a time for writes that keep their writer.
 
     Attributes:
-        outcome: Of the last request: ``""`` before any, ``written``, ``EAGAIN`` (the kernel found
-            less than was asked for: normal), ``late`` (time was up) or an errno's name.
+        outcome: What became of the last request; ``""`` before any.
     """
 
-    def __init__(self, path: Path, page_bytes: int) -> None:
+    def __init__(self) -> None:
         """Start no thread before the first request."""
-        self.file = f"{path}/memory.reclaim"
-        self.page_bytes = page_bytes
         self.outcome = ""
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 
-    def submit(self, amount_bytes: int, time_s: float) -> bool:
-        """Begin a request; False while the last one is still going on."""
-        if self._thread is not None and self._thread.is_alive():
-            return False
-        deadline_s = time.monotonic() + time_s
-        self._thread = threading.Thread(
-            target=self._reclaim, args=(amount_bytes, deadline_s), daemon=True
-        )
-        self._thread.start()
-        return True
+    @property
+    def busy(self) -> bool:
+        """True while a request is going on."""
+        return self._thread is not None and self._thread.is_alive()
 
     def close(self, time_s: float) -> None:
         """Ask for no more, and wait at most so long for the request under way."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(time_s)
+
+    def _start(self, target: Callable[..., None], *args: object) -> bool:
+        if self.busy:
+            return False
+        self._thread = threading.Thread(target=target, args=args, daemon=True)
+        self._thread.start()
+        return True
+
+
+class ReclaimWorker(Worker):
+    """Writes memory.reclaim of one cgroup without holding up the loop.
+
+    Its outcome is ``written``, ``EAGAIN`` (the kernel found less than was asked for: normal),
+    ``late`` (time was up) or an errno's name.
+    """
+
+    def __init__(self, path: Path, page_bytes: int) -> None:
+        """Start no thread before the first request."""
+        super().__init__()
+        self.file = f"{path}/memory.reclaim"
+        self.page_bytes = page_bytes
+
+    def submit(self, amount_bytes: int, time_s: float) -> bool:
+        """Begin a request; False while the last one is still going on."""
+        return self._start(self._reclaim, amount_bytes, time.monotonic() + time_s)
 
     def _reclaim(self, amount_bytes: int, deadline_s: float) -> None:
         left_bytes = amount_bytes
@@ -261,6 +277,33 @@ class ReclaimWorker:
                 return
             left_bytes -= chunk_bytes
         self.outcome = WRITTEN
+
+
+class CommandWorker(Worker):
+    """Writes commands to one kernel file without holding up the loop, each by itself.
+
+    Its outcome is ``written``, or the errno's name of the last command that failed.
+    """
+
+    def __init__(self, file: str) -> None:
+        """Start no thread before the first request."""
+        super().__init__()
+        self.file = file
+
+    def submit(self, commands: Sequence[str]) -> bool:
+        """Begin a request; False while the last one is still going on."""
+        return self._start(self._write, tuple(commands))
+
+    def _write(self, commands: Sequence[str]) -> None:
+        outcome = WRITTEN
+        for command in commands:
+            if self._stop.is_set():
+                return
+            try:
+                write_text(self.file, command, nonblocking=False)
+            except OSError as error:
+                outcome = errno_name(error)
+        self.outcome = outcome
 
 
 def errno_name(error: OSError) -> str:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from memcg_gym.configs.loader import load_objective, load_scenario
+from memcg_gym.enforcer.cgroupfs import LIMIT_FILES, TAG_SIGNALS
 from memcg_gym.envs.contract.signals import PAGE_BYTES, UNLIMITED_BYTES, HostSig, Sig
 from memcg_gym.envs.core import HostBatch
 from memcg_gym.envs.model.records import Array
@@ -42,30 +43,6 @@ STAT_KEYS = {
     "pgpromote_success": Sig.PGPROMOTE,
     "pswpout": Sig.SWAPOUT_PAGES,
 }
-LIMITS = {
-    "memory.min": Sig.OWNER_MIN_BYTES,
-    "memory.low": Sig.OWNER_LOW_BYTES,
-    "memory.high": Sig.OWNER_HIGH_BYTES,
-    "memory.max": Sig.OWNER_MAX_BYTES,
-    "memory.swap.max": Sig.OWNER_SWAP_MAX_BYTES,
-}
-TAGS = (
-    Sig.COLD_FAST_BYTES,
-    Sig.HOT_SLOW_BYTES,
-    Sig.WSS_BYTES,
-    Sig.WSS_CONFIDENCE,
-    Sig.LOCK_KERNEL_HELD_US,
-    Sig.LOCK_USER_HELD_US,
-    Sig.LOCK_WAITERS,
-    Sig.LOCK_WAIT_US,
-    Sig.CRITICAL_CHARGE_PAGES,
-    Sig.SHARED_BYTES,
-    Sig.SHARERS,
-    Sig.LOAD_RATIO,
-    Sig.SLACK_RATIO,
-    Sig.SLACK_VALID,
-    Sig.SHED_HONOURED_RATIO,
-)
 
 
 def write_tree(batch: HostBatch, at: int, root: Path) -> None:
@@ -112,7 +89,7 @@ def _write_cgroup(signals: Array, root: Path, folder: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
         _replace(folder / file, text)
-    once = {file: _limit(signals[sig]) for file, sig in LIMITS.items()}
+    once = {file: _limit(signals[sig]) for file, sig in LIMIT_FILES.items()}
     once |= {
         "memory.reclaim": "",
         "memory.oom.group": "0\n",
@@ -123,7 +100,7 @@ def _write_cgroup(signals: Array, root: Path, folder: Path, name: str) -> None:
     for file, text in once.items():
         if not (folder / file).exists():
             _replace(folder / file, text)
-    for sig in TAGS:
+    for sig in TAG_SIGNALS:
         _replace(root / "tags" / name / sig.name.lower(), f"{float(signals[sig])!r}\n")
 
 

@@ -5,36 +5,23 @@ It does not lock: two runs that write one folder overwrite each other, file by f
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 
+from memcg_gym.enforcer.files import replace_file
 from memcg_gym.envs.contract.errors import ConfigError
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write beside the target, flush to the disk, rename; makes the folder where it is missing.
+    """Write a file whole or not at all; makes its folder where it is missing.
 
     Raises:
         ConfigError: The file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                os.fchmod(file.fileno(), 0o644)  # results are no secret; mkstemp gives 0600
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        replace_file(path, data)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
 

@@ -345,7 +345,7 @@ def report(host: FakeHost, name: str = "a") -> Capabilities:
 def test_a_recent_kernel_lacks_only_what_cgroup_v2_never_offers(host: FakeHost) -> None:
     found = report(host)
     assert found.missing_required == ()
-    assert set(found.unsupported_heads) == {"demote", "protect", "shed"}
+    assert set(found.unsupported_heads) == {"throttle", "demote", "protect", "shed"}
     assert "wss_bytes" in found.missing_signals
     assert "wss_ratio" in found.fallback_features
     assert "usage_ratio" not in found.fallback_features
@@ -359,6 +359,55 @@ def test_a_head_without_its_file_is_unsupported(host: FakeHost, file: str, head:
     (host.make_cgroup("a") / file).unlink()
     assert head in report(host).unsupported_heads
     assert file in report(host).unsupported_heads[head]
+
+
+def tell_locks(host: FakeHost, *but: str) -> None:
+    for name in {"lock_kernel_held_us", "lock_user_held_us", "critical_charge_pages"} - set(but):
+        host.file(f"tags/a/{name}", "7")
+
+
+def test_throttle_needs_to_know_locks_and_critical_threads(host: FakeHost) -> None:
+    reason = report(host).unsupported_heads["throttle"]
+    assert reason.endswith("lock_kernel_held_us, lock_user_held_us, critical_charge_pages")
+    tell_locks(host)
+    assert "throttle" not in report(host).unsupported_heads
+
+
+@pytest.mark.parametrize(
+    "name", ["lock_kernel_held_us", "lock_user_held_us", "critical_charge_pages"]
+)
+def test_one_signal_that_is_not_told_keeps_a_cgroup_from_being_throttled(
+    host: FakeHost, name: str
+) -> None:
+    tell_locks(host, name)
+    assert report(host).unsupported_heads["throttle"].endswith(f"source for {name}")
+
+
+def test_a_teller_must_have_told_a_tick_ago_and_counted_on(host: FakeHost) -> None:
+    tell_locks(host)
+    cgroup_reader = reader(host)
+    reading = cgroup_reader.read()
+
+    def reason(before: np.ndarray) -> str:
+        return why_unsupported(Head.THROTTLE, cgroup_reader.path, reading, before)
+
+    same = reading.signals.copy()
+    assert reason(same) == ""
+    silent, higher = same.copy(), same.copy()
+    silent[Sig.LOCK_USER_HELD_US] = np.nan
+    higher[Sig.LOCK_USER_HELD_US] = 8.0
+    assert reason(silent).endswith("lock_user_held_us")
+    assert reason(higher).endswith("lock_user_held_us")
+
+
+def test_the_operator_may_have_cgroups_throttled_blindly(host: FakeHost) -> None:
+    cgroup_reader = reader(host)
+    reading = cgroup_reader.read()
+    path = cgroup_reader.path
+    assert why_unsupported(Head.THROTTLE, path, reading, blind_throttle=True) == ""
+    (path / "memory.high").unlink()
+    reading = cgroup_reader.read()
+    assert why_unsupported(Head.THROTTLE, path, reading, blind_throttle=True) == "no memory.high"
 
 
 def test_flush_needs_either_weight(host: FakeHost) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ from memcg_gym.envs.contract.signals import N_HOST_SIGNALS, HostSig, Sig
 from tests.cgroupfs import MIB, STAT, FakeHost, flat, pressure
 
 USAGE = 64 * MIB
+
+BLIND = Site(throttle_without_lock_signals=True)
+"""Most tests throttle a cgroup of which nobody tells the locks."""
 
 
 class Always:
@@ -69,7 +74,9 @@ def make(host: FakeHost) -> Iterator[Make]:
     """Makes started daemons whose clock ticks by itself, one second a reading."""
     made: list[Daemon] = []
 
-    def build(policy: Any, *names: str, active: bool = True, **more: Any) -> Daemon:
+    def build(
+        policy: Any, *names: str, active: bool = True, site: Site = BLIND, **more: Any
+    ) -> Daemon:
         journal = Journal(host.path / "run/journal.json", host.roots) if active else None
         daemon = Daemon(
             policy=Policy(decide=policy),
@@ -77,6 +84,7 @@ def make(host: FakeHost) -> Iterator[Make]:
             nodes=find_nodes(host.roots),
             cgroups=[Path(name) for name in names or ("a",)],
             journal=journal,
+            site=site,
             **more,
         )
         clock = Clock()
@@ -187,7 +195,7 @@ def test_the_combined_ceiling_is_kept_at_the_default_action(host: FakeHost, make
 
 
 def test_an_unknown_usage_writes_no_ceiling(host: FakeHost, make: Make) -> None:
-    site = Site(cgroups={"a": CgroupFacts(memsw_ceiling_bytes=100 * MIB)})
+    site = dataclasses.replace(BLIND, cgroups={"a": CgroupFacts(memsw_ceiling_bytes=100 * MIB)})
     daemon = make(Always(throttle=3), site=site)
     (host.cgroup / "a/memory.current").unlink()
     record = only(daemon.tick())
@@ -235,6 +243,50 @@ def test_a_lock_holder_is_not_throttled(host: FakeHost, make: Make) -> None:
     record = only(daemon.tick())
     assert record.accepted[Head.THROTTLE] == 0 and record.shield == Shielded.HOLDER
     assert host.text("a/memory.high") == "max"
+
+
+def tell_locks(host: FakeHost, held_us: int = 0, name: str = "a") -> None:
+    for tag in ("lock_kernel_held_us", "lock_user_held_us", "critical_charge_pages"):
+        host.file(f"tags/{name}/{tag}", str(held_us))
+
+
+def test_a_cgroup_whose_locks_nobody_tells_is_not_throttled(
+    host: FakeHost, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        daemon = make(Always(throttle=3, reclaim=1), site=Site())
+        record = only(daemon.tick())
+    assert record.accepted[Head.THROTTLE] == 0 and record.shield == Shielded.UNSUPPORTED
+    assert record.accepted[Head.RECLAIM] == 1
+    assert host.text("a/memory.high") == "max"
+    assert "a: throttle unsupported: lock holders and critical threads are not known" in caplog.text
+
+
+def test_throttling_begins_when_a_source_tells_and_ends_when_it_falls_silent(
+    host: FakeHost, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon = make(Always(throttle=3), site=Site())
+    levels = []
+    with caplog.at_level(logging.INFO):
+        for held_us in (None, 500, 500, None, 500):
+            shutil.rmtree(host.path / "tags/a", ignore_errors=True)
+            if held_us is not None:
+                tell_locks(host, held_us)
+            levels.append(only(daemon.tick()).accepted[Head.THROTTLE])
+    # Not in the first tick that tells: what was held in it is known from the second reading on.
+    assert levels == [0, 0, 3, 0, 0]
+    assert host.text("a/memory.high") == "max"
+    changes = [r.message for r in caplog.records if "throttle" in r.message]
+    assert [m.split(":")[1].split(" from")[0] for m in changes] == [
+        " throttle unsupported", " throttle supported", " throttle unsupported",
+    ]  # fmt: skip
+
+
+def test_one_cgroup_s_lock_source_does_not_speak_for_another(host: FakeHost, make: Make) -> None:
+    host.make_cgroup("b")
+    tell_locks(host)
+    a, b = make(Always(throttle=3), "a", "b", site=Site()).tick()
+    assert a.accepted[Head.THROTTLE] == 3 and b.accepted[Head.THROTTLE] == 0
 
 
 def test_an_observation_that_is_too_old_takes_the_default(make: Make) -> None:
@@ -432,6 +484,88 @@ def test_what_the_owner_sets_meanwhile_is_his(host: FakeHost, make: Make) -> Non
     assert host.text("a/memory.high") == str(50 * MIB)
 
 
+# --- generations ---------------------------------------------------------------------------------
+
+GENERATIONS = "memcg 1 /\n node 0\n 3 90000 9 0\nmemcg {id} /a\n node 0\n {rows}\n"
+
+
+def age(host: FakeHost, *rows: str) -> None:
+    """What the kernel says of cgroup ``a``."""
+    host.file("sys/kernel/debug/lru_gen", GENERATIONS.format(id=7, rows="\n ".join(rows)))
+
+
+WALKED = ("6 62000 3000 0", "7 2000 1000 0")
+
+
+def aged(daemon: Daemon) -> str:
+    """The last aging command, and the file as it was."""
+    while daemon.aging_worker.busy:
+        time.sleep(0.001)
+    return Path(daemon.aging_worker.file).read_text()
+
+
+def test_the_working_set_of_generations_is_protected(host: FakeHost, make: Make) -> None:
+    age(host, "6 62000 3000 0", "7 61500 1000 0", "8 1000 24 0")
+    record = only(make(Always(protect=3)).tick())
+    assert {w.file: w.text for w in record.writes} == {"memory.low": str(1024 * 4096)}
+
+
+def test_the_kernel_is_asked_to_walk_what_was_not_walked(host: FakeHost, make: Make) -> None:
+    age(host, "3 90000 3000 0")
+    daemon = make(Always())
+    assert aged(daemon) == "+ 7 0 3 1 1"
+    age(host, *WALKED)
+    before = aged(daemon)
+    daemon.tick()
+    assert aged(daemon) == before
+
+
+def test_the_root_and_unmanaged_cgroups_are_not_walked(host: FakeHost, make: Make) -> None:
+    host.make_cgroup("b")
+    age(host, "3 90000 3000 0")
+    before = (host.path / "sys/kernel/debug/lru_gen").read_text()
+    daemon = make(Always(), "b")
+    daemon.tick()
+    assert aged(daemon) == before
+
+
+@pytest.mark.parametrize(("active", "site"), [(False, BLIND), (True, Site(lru_gen_aging=False))])
+def test_nothing_is_walked_in_dry_run_or_where_the_operator_forbids_it(
+    host: FakeHost, make: Make, active: bool, site: Site
+) -> None:
+    age(host, "3 90000 3000 0")
+    before = (host.path / "sys/kernel/debug/lru_gen").read_text()
+    daemon = make(Always(protect=3), active=active, site=site)
+    record = only(daemon.tick())
+    assert aged(daemon) == before
+    assert record.accepted[Head.PROTECT] == 0 and record.shield == Shielded.UNSUPPORTED
+
+
+def test_a_refused_walk_is_logged_once_and_the_loop_goes_on(
+    host: FakeHost, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    age(host, "3 90000 3000 0")
+    daemon = make(Always(throttle=3))
+    aged(daemon)
+    daemon.aging_worker.outcome = "EACCES"
+    with caplog.at_level(logging.WARNING):
+        assert [only(daemon.tick()).state for _ in range(3)] == ["managed"] * 3
+    assert sum("aging was refused: EACCES" in r.message for r in caplog.records) == 1
+
+
+def test_malformed_generations_cost_the_working_set_only(
+    host: FakeHost, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon = make(Always(throttle=3, protect=3))
+    age(host, "three")
+    with caplog.at_level(logging.WARNING):
+        record = only(daemon.tick())
+        daemon.tick()
+    assert record.state == "managed" and record.accepted[Head.THROTTLE] == 3
+    assert record.accepted[Head.PROTECT] == 0
+    assert sum("lru_gen:6: got 'three'" in r.message for r in caplog.records) == 1
+
+
 # --- dry run -------------------------------------------------------------------------------------
 
 
@@ -439,7 +573,9 @@ def test_dry_run_changes_not_a_byte_and_says_what_it_would_write(
     host: FakeHost, make: Make
 ) -> None:
     host.file("tags/a/wss_bytes", str(32 * MIB))
-    site = Site(cgroups={"a": CgroupFacts(memsw_ceiling_bytes=100 * MIB, kill_rank=0)})
+    site = dataclasses.replace(
+        BLIND, cgroups={"a": CgroupFacts(memsw_ceiling_bytes=100 * MIB, kill_rank=0)}
+    )
     before = host.digest()
     policy = Always(throttle=3, reclaim=3, protect=3, flush=2)
     daemon = make(policy, active=False, site=site)
@@ -604,6 +740,7 @@ import signal
 import sys
 from pathlib import Path
 from memcg_gym.enforcer.daemon import Daemon, Policy
+from memcg_gym.enforcer.facts import Site
 from memcg_gym.enforcer.hostfs import Roots, find_nodes
 from memcg_gym.enforcer.journal import Journal
 from memcg_gym.enforcer.loop import StopSignal, run_loop
@@ -614,7 +751,8 @@ roots = Roots(cgroup=path / "cgroup", proc=path / "proc", sys=path / "sys")
 stop = StopSignal()
 stop.catch(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 daemon = Daemon(policy=Policy(decide=Always(throttle=3)), roots=roots, nodes=find_nodes(roots),
-                cgroups=[Path("a")], interval_s=0.1, journal=Journal(path / "j.json", roots))
+                cgroups=[Path("a")], interval_s=0.1, journal=Journal(path / "j.json", roots),
+                site=Site(throttle_without_lock_signals=True))
 
 def emit(records):
     if records[0].writes:
@@ -766,6 +904,8 @@ def test_facts_reach_the_signals(host: FakeHost, make: Make) -> None:
         tags = "/tags"
         exclude = ["monitor"]
         fast_nodes = [0]
+        lru_gen_aging = false
+        throttle_without_lock_signals = true
         [shield]
         kill_hold_ticks = 3
         [cgroup."/a"]
@@ -777,6 +917,7 @@ def test_facts_reach_the_signals(host: FakeHost, make: Make) -> None:
     site = read_site(path)
     assert site.lines == ShieldLines(kill_hold_ticks=3)
     assert site.tags == Path("/tags") and site.fast_nodes == (0,) and "monitor" in site.exclude
+    assert site.throttle_without_lock_signals and not site.lru_gen_aging
     daemon = make(Always(), site=site)
     daemon.tick()
     signals = daemon.managed[host.cgroup / "a"].before
@@ -801,6 +942,8 @@ def test_facts_reach_the_signals(host: FakeHost, make: Make) -> None:
         ("[cgroup.a]\nkill_rank = true", "kill_rank: got True"),
         ("[cgroup.a]\nworth = 1", "no setting 'worth'"),
         ("cgroup = 1", "expected a table"),
+        ("throttle_without_lock_signals = 1", "got 1, expected true or false"),
+        ("throttle_without_locks = true", "did you mean 'throttle_without_lock_signals'"),
         ("a = ", "not TOML"),
     ],
 )

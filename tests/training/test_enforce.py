@@ -32,6 +32,8 @@ def host(tmp_path: Path) -> FakeHost:
     fake = FakeHost(tmp_path)
     fake.make_cgroup("work/a")
     fake.make_cgroup("work/b")
+    # nobody tells the locks of a host of files
+    fake.file("facts.toml", "throttle_without_lock_signals = true\n")
     return fake
 
 
@@ -57,7 +59,8 @@ def arguments(host: FakeHost, *more: str | Path) -> list[str]:
     roots = host.roots
     where = ["--root", roots.cgroup, "--proc", roots.proc, "--sys", roots.sys]
     quick = ["--interval", "0.1", "--ticks", "2", "--journal", host.path / "run/j.json"]
-    return [str(word) for word in ("enforce", *where, *quick, *more)]
+    facts = ["--config", host.path / "facts.toml"]
+    return [str(word) for word in ("enforce", *where, *quick, *facts, *more)]
 
 
 def test_dry_run_prints_json_for_every_cgroup_and_tick_and_writes_nothing(
