@@ -9,6 +9,7 @@ one tick later on a ``stock`` one), is turned into knobs, and the model runs for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,7 @@ class HostBatch:
         n_hosts: Hosts in the batch.
         host_kind: ``"stock"`` or ``"bpf"``.
         shield: False lets every decision through (hand policies run without a shield).
+        params: Cost parameters (:func:`~memcg_gym.configs.loader.load_params`); None = the shipped.
 
     Attributes:
         features: Fixed-point vectors, int32 ``[H, N, F]``.
@@ -116,12 +118,14 @@ class HostBatch:
         n_hosts: int = 1,
         host_kind: HostKindName = "stock",
         shield: bool = True,
+        params: Mapping[str, float] | None = None,
     ) -> None:
         self.scenario = scenario
         self.objective = objective
         self.host_kind: HostKindName = host_kind
         self.shield = shield
-        self.layout = layout_of(scenario)
+        self.params = params
+        self.layout = layout_of(scenario, params)
         self.n_hosts, self.n_cgroups = n_hosts, self.layout.n_cgroups
         self.supported = np.array([h.name in scenario.heads for h in HEADS], dtype=np.int64)
         self.weights = weights_of(objective)
@@ -214,6 +218,7 @@ class HostBatch:
             n_hosts=self.n_hosts,
             host_kind=self.host_kind,
             shield=self.shield,
+            params=self.params,
         )
         for name in STATE_ARRAYS:
             getattr(twin, name)[...] = getattr(self, name)
@@ -277,6 +282,45 @@ def fill_owner_knobs(signals: Array, knobs: Array) -> None:
 
 
 @compiled
+def begin_vectors(
+    memcgs: Rec,
+    signals: Array,
+    signals_before: Array,
+    host_signals: Array,
+    host_before: Array,
+    averages: Array,
+    guard: Array,
+    host_guard: Array,
+    knobs: Array,
+    pending_knobs: Array,
+    features: Array,
+    observation: Array,
+    active: Array,
+    born: Array,
+) -> None:
+    """First feature vectors from first signals, with a clean slate and the owner's knobs."""
+    reset_host_guard(host_guard)
+    for i in range(memcgs.shape[0]):
+        averages[i, :] = 0.0
+        reset_guard(guard[i])
+        owner_knobs(signals[i], knobs[i])
+        pending_knobs[i, :] = knobs[i]
+        active[i] = memcgs[i].present != 0
+        born[i] = False
+        fill_features(
+            signals[i],
+            signals_before[i],
+            host_signals,
+            host_before,
+            averages[i],
+            guard[i],
+            features[i],
+        )
+        for k in range(N_FEATURES):
+            observation[i, k] = features[i, k] * TO_FLOAT
+
+
+@compiled
 def begin_host(
     host: Rec,
     memcgs: Rec,
@@ -295,30 +339,28 @@ def begin_host(
     born: Array,
 ) -> None:
     """First vector of a freshly built host."""
-    reset_host_guard(host_guard)
     export_host(host, memcgs, host_signals)
     host_before[:] = host_signals
     for i in range(host.n_memcgs):
         signals[i, Sig.LOCK_WAIT_US] = 0.0
         export_memcg(host, memcgs[i], signals[i])
         signals_before[i, :] = signals[i]
-        averages[i, :] = 0.0
-        reset_guard(guard[i])
-        owner_knobs(signals[i], knobs[i])
-        pending_knobs[i, :] = knobs[i]
-        active[i] = memcgs[i].present != 0
-        born[i] = False
-        fill_features(
-            signals[i],
-            signals_before[i],
-            host_signals,
-            host_before,
-            averages[i],
-            guard[i],
-            features[i],
-        )
-        for k in range(N_FEATURES):
-            observation[i, k] = features[i, k] * TO_FLOAT
+    begin_vectors(
+        memcgs,
+        signals,
+        signals_before,
+        host_signals,
+        host_before,
+        averages,
+        guard,
+        host_guard,
+        knobs,
+        pending_knobs,
+        features,
+        observation,
+        active,
+        born,
+    )
 
 
 @compiled

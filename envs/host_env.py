@@ -76,12 +76,29 @@ class HostEnv(gym.Env[Array, Array]):
         shield: bool = True,
         render_mode: str | None = None,
     ) -> None:
+        self._conduct(
+            make_batch(scenario, objective, 1, host_kind, shield),
+            split,
+            settle_ticks,
+            episode_ticks,
+            render_mode,
+        )
+
+    def _conduct(
+        self,
+        batch: HostBatch,
+        split: Split,
+        settle_ticks: int | None,
+        episode_ticks: int | None,
+        render_mode: str | None,
+    ) -> None:
+        """Take a batch of one host as the world behind this environment."""
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ConfigError(
                 f"render_mode: got {render_mode!r}, needs one of "
                 f"{', '.join(self.metadata['render_modes'])} or None"
             )
-        self.batch = make_batch(scenario, objective, 1, host_kind, shield)
+        self.batch = batch
         self.split: Split = split
         self.settle_ticks, self.episode_ticks = ticks_of(
             self.batch.scenario, settle_ticks, episode_ticks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gymnasium.envs.registration import register, registry
 
 HOST_ID = "memcg_gym/Host-v0"
+KERNEL_ID = "memcg_gym/Kernel-v0"
 
 
 def register_environments() -> None:
@@ -21,6 +22,8 @@ def register_environments() -> None:
             entry_point="memcg_gym.envs.host_env:HostEnv",
             vector_entry_point="memcg_gym.envs.vector_env:HostVectorEnv",
         )
+    if KERNEL_ID not in registry:
+        register(id=KERNEL_ID, entry_point="memcg_gym.envs.kernel_env:KernelEnv")
 
 
 register_environments()

@@ -15,7 +15,8 @@ HEAVY = ("numba", "torch", "gymnasium", "stable_baselines3", "pydantic", "matplo
 
 # A layer may import itself and those before it.  configs is beside them: everybody but the
 # contract and the enforcer may use it, and it uses the contract alone.
-LAYERS = ("envs.contract", "enforcer", "envs.model", "envs", "agents", "training")
+LAYERS = ("envs.contract", "enforcer", "envs.model", "envs.lab", "envs", "agents", "training")
+WORLDS = ("envs.model", "envs.lab")  # beside each other: neither knows of the other
 NO_CONFIG = ("envs.contract", "enforcer")
 
 
@@ -78,6 +79,7 @@ def test_imports_point_one_way(path):
             assert own not in NO_CONFIG, f"{own} imports {name}"
         else:
             assert LAYERS.index(other) < LAYERS.index(own), f"{own} imports {name}"
+            assert not {own, other} <= set(WORLDS), f"{own} imports {name}"
 
 
 @pytest.mark.parametrize(
