@@ -13,8 +13,8 @@ import functools
 import io
 import json
 import zipfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -27,19 +27,23 @@ from memcg_gym.agents.policy import Policy
 from memcg_gym.agents.registry import make_policy
 from memcg_gym.agents.rollout import RolloutResult, rollout
 from memcg_gym.configs.loader import load_objective, load_scenario
-from memcg_gym.configs.schema import HostKindName, Split
+from memcg_gym.configs.schema import HostKindName, ObjectiveConfig, ScenarioConfig, Split
 from memcg_gym.envs.contract.schema import contract_hash
 from memcg_gym.envs.core import HostBatch, host_seed
+from memcg_gym.envs.lab.scale import scale_objective, scale_scenario
 from memcg_gym.envs.reward import N_TERMS, SCORE_TERMS
 from memcg_gym.training.files import digest_of, write_whole
 from memcg_gym.training.metrics import HOST_METRICS, REASONS, Sums, host_metrics, intervention_rates
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ShieldMode = Literal["default", "on", "off"]
+World = Literal["model", "kernel"]
 Report = Callable[[int], None]
 """Told how many more ticks are done."""
 
 CHUNK_TICKS = 50
+PUBLISHED_FLOOR_MIB = 100.0
+"""Senpai and TMO never trim a cgroup below 100 MiB; on a host 16 times smaller that is 6.25."""
 ARRAYS = ("score", "terms", "metrics", "interventions")
 
 
@@ -58,6 +62,9 @@ class CellSpec:
             owner's configuration, so that every host is scored at the same age.
         ticks: Scored.
         shield: ``default`` = as the policy is meant to run.
+        world: Where it runs: in the model, or on a real kernel in a guest.
+        divisor: How much smaller the host is made (:mod:`memcg_gym.envs.lab.scale`).
+        image: Digest of the guest's kernel and programs.
     """
 
     policy: str
@@ -70,6 +77,9 @@ class CellSpec:
     own_ticks: int
     ticks: int
     shield: ShieldMode
+    world: World = "model"
+    divisor: float = 1.0
+    image: str = ""
 
     @property
     def total_ticks(self) -> int:
@@ -108,17 +118,29 @@ def run_cell(spec: CellSpec, report: Report = lambda ticks: None) -> Cell:
     Raises:
         ConfigError: The scenario, the objective or the policy is not usable.
     """
-    policy = make_policy(spec.policy, host_kind=spec.host_kind)
+    if spec.world == "kernel":
+        from memcg_gym.training.kernel_cells import run_kernel_cell
+
+        return run_kernel_cell(spec, report)
+    policy = scaled_policy(spec)
     shielded = stands_behind(policy, spec.shield)
+    scenario, objective = scaled_world(spec)
     batch = HostBatch(
-        load_scenario(spec.scenario),
-        load_objective(spec.objective),
+        scenario,
+        objective,
         n_hosts=len(spec.seeds),
         host_kind=spec.host_kind,
         shield=shielded,
     )
     for at, seed in enumerate(spec.seeds):
         batch.reset_host(at, host_seed(seed, 0), spec.split)
+    return settle_and_score(spec, batch, policy, shielded, report)
+
+
+def settle_and_score(
+    spec: CellSpec, batch: HostBatch, policy: Policy, shielded: bool, report: Report
+) -> Cell:
+    """Settle a batch that was reset, score it, and make a cell of what came of it."""
     owner_ticks = spec.settle_ticks - spec.own_ticks
     batch.settle(owner_ticks)
     report(owner_ticks)
@@ -145,6 +167,38 @@ def run_cell(spec: CellSpec, report: Report = lambda ticks: None) -> Cell:
         terms,
         host_metrics(sums),
         intervention_rates(sums),
+    )
+
+
+def scaled_policy(spec: CellSpec) -> Policy:
+    """The policy, its sizes in MiB divided like the host's."""
+    if spec.divisor == 1.0:
+        return make_policy(spec.policy, host_kind=spec.host_kind)
+    floor_mib = PUBLISHED_FLOOR_MIB / spec.divisor
+    return make_policy(
+        spec.policy, host_kind=spec.host_kind, min_mib=floor_mib, limit_min_mib=floor_mib
+    )
+
+
+def scaled_world(spec: CellSpec) -> tuple[ScenarioConfig, ObjectiveConfig]:
+    """Scenario and objective at the cell's scale."""
+    scenario, objective = load_scenario(spec.scenario), load_objective(spec.objective)
+    if spec.divisor == 1.0:
+        return scenario, objective
+    return scale_scenario(scenario, spec.divisor), scale_objective(objective, spec.divisor)
+
+
+def merge_cells(cells: Sequence[Cell]) -> Cell:
+    """Cells of the same policy on different hosts as one, hosts in their order."""
+    first = cells[0]
+    if len(cells) == 1:
+        return first
+    return Cell(
+        replace(first.spec, seeds=tuple(s for c in cells for s in c.spec.seeds)),
+        first.speaks,
+        first.shielded,
+        sum(c.cgroup_steps for c in cells),
+        **{name: np.concatenate([getattr(c, name) for c in cells]) for name in ARRAYS},
     )
 
 

@@ -25,6 +25,7 @@ VERBS = MappingProxyType(
         "export": "make a rule table of a trained policy",
         "show": "show a rule table as IF-THEN rules",
         "enforce": "run a rule table on this host's cgroups",
+        "lab": "run scenarios on a real Linux kernel in a virtual machine",
     }
 )
 """One line of help by verb, in the order of use."""

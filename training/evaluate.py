@@ -1,7 +1,7 @@
 """The verb ``evaluate``: policies by scenarios by held-out hosts, compared on the same hosts.
 
 Runs what is missing, keeps every finished cell, and writes the comparison anew each time.  It
-measures on the model; what the model cannot tell is for the kernel lab.
+measures on the model, or with ``--world kernel`` on a real kernel in guests of the kernel lab.
 
 Units: ticks of one second.
 """
@@ -29,6 +29,7 @@ from memcg_gym.training.cells import (
     Report,
     identity,
     load_cell,
+    merge_cells,
     run_cell,
     save_cell,
 )
@@ -50,6 +51,11 @@ HELP = "compare policies on the same seeds"
 SETTLE_TICKS = 1800
 """Thirty simulated minutes: Senpai and TMO trim by a percent or less a step."""
 SCORE_TICKS = 600
+KERNEL_DIVISOR = 16.0
+"""A host of 8 GiB becomes one of 512 MiB, which boots and runs on an ordinary machine."""
+KERNEL_SETTLE_TICKS = 120
+KERNEL_SCORE_TICKS = 120
+"""Guest seconds cost about as much wall time; both are printed with the results."""
 PIPE_COLUMNS = 160
 
 _QUEUE: Any = None
@@ -76,16 +82,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", choices=("test", "train"), default="test", help="ranges [test]")
     parser.add_argument("--host-kind", choices=("stock", "bpf"), default="stock", help="[stock]")
+    parser.add_argument(
+        "--world",
+        choices=("model", "kernel"),
+        default="model",
+        help="kernel: the same hosts on Linux in virtual machines, one a host (see lab) [model]",
+    )
+    parser.add_argument(
+        "--scale",
+        type=divisor,
+        metavar="N",
+        help=f"hosts N times smaller, ratios kept [1; kernel: {KERNEL_DIVISOR:g}]",
+    )
     parser.add_argument("--objective", default="default", metavar="NAME", help="[default]")
     parser.add_argument(
         "--settle",
         type=count,
-        default=SETTLE_TICKS,
         metavar="N",
-        help=f"ticks under the policy's own control before scoring [{SETTLE_TICKS}]",
+        help="ticks under the policy's own control before scoring "
+        f"[{SETTLE_TICKS}; kernel: {KERNEL_SETTLE_TICKS}]",
     )
     parser.add_argument(
-        "--ticks", type=positive, default=SCORE_TICKS, metavar="N", help=f"scored [{SCORE_TICKS}]"
+        "--ticks",
+        type=positive,
+        metavar="N",
+        help=f"scored [{SCORE_TICKS}; kernel: {KERNEL_SCORE_TICKS}]",
     )
     parser.add_argument(
         "--shield",
@@ -122,9 +143,13 @@ def run(args: argparse.Namespace) -> int:
         make_policy(policy, host_kind=args.host_kind)
     load_objective(args.objective)
     cells = obtain(specs, args.out, jobs=args.jobs, force=args.force)
-    by_scenario: dict[str, dict[str, Cell]] = {}
+    parts: dict[str, dict[str, list[Cell]]] = {}
     for spec, cell in zip(specs, cells, strict=True):
-        by_scenario.setdefault(spec.scenario, {})[spec.policy] = cell
+        parts.setdefault(spec.scenario, {}).setdefault(spec.policy, []).append(cell)
+    by_scenario = {
+        scenario: {policy: merge_cells(found) for policy, found in row.items()}
+        for scenario, row in parts.items()
+    }
     scenarios, aggregate = compare(by_scenario, args.upper)
     command = ["memcg-gym", *sys.argv[1:]]
     evaluation = Evaluation(command, by_scenario, args.upper, scenarios, aggregate)
@@ -146,6 +171,7 @@ def plan(args: argparse.Namespace) -> list[CellSpec]:
     Raises:
         ConfigError: A scenario is unknown, or the upper line's seeds are not among the others.
     """
+    fill_defaults(args)
     scenarios = names("scenarios") if args.scenarios == "all" else args.scenarios.split(",")
     policies = list(dict.fromkeys([DEFAULT, *split_specs(args.policies)]))
     if args.upper == DEFAULT:
@@ -159,12 +185,53 @@ def plan(args: argparse.Namespace) -> list[CellSpec]:
         load_scenario(scenario)
         common = CellSpec(
             DEFAULT, scenario, args.objective, args.seeds, args.split, args.host_kind,
-            args.settle, args.settle, args.ticks, args.shield,
+            args.settle, args.settle, args.ticks, args.shield, args.world, args.scale,
+            guest_digest(args.world),
         )  # fmt: skip
-        specs += [replace(common, policy=p) for p in policies if p != args.upper]
+        specs += [
+            part
+            for p in policies
+            if p != args.upper
+            for part in parts_of(replace(common, policy=p))
+        ]
         if args.upper:
             specs.append(replace(common, policy=args.upper, seeds=upper_seeds, own_ticks=own))
     return specs
+
+
+def fill_defaults(args: argparse.Namespace) -> None:
+    """Lengths and scale that were not given, by world.
+
+    Raises:
+        ConfigError: What the real kernel cannot do was asked of it.
+    """
+    kernel = args.world == "kernel"
+    if args.scale is None:
+        args.scale = KERNEL_DIVISOR if kernel else 1.0
+    if args.settle is None:
+        args.settle = KERNEL_SETTLE_TICKS if kernel else SETTLE_TICKS
+    if args.ticks is None:
+        args.ticks = KERNEL_SCORE_TICKS if kernel else SCORE_TICKS
+    if kernel and args.host_kind != "stock":
+        raise ConfigError("--world kernel: a stock kernel runs in the guest; --host-kind stock")
+    if kernel and args.upper:
+        raise ConfigError("--world kernel: a real kernel cannot be cloned, so no --upper there")
+
+
+def guest_digest(world: str) -> str:
+    """What the guests of a kernel evaluation are made of; empty for the model."""
+    if world == "model":
+        return ""
+    from memcg_gym.training.kernel_cells import guest_image
+
+    return guest_image().digest
+
+
+def parts_of(spec: CellSpec) -> list[CellSpec]:
+    """A cell as it is run: in the model all hosts in one batch, on the kernel one guest a host."""
+    if spec.world == "model":
+        return [spec]
+    return [replace(spec, seeds=(seed,)) for seed in spec.seeds]
 
 
 def split_specs(text: str) -> list[str]:
@@ -217,9 +284,23 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def divisor(text: str) -> float:
+    """A number from 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1.0 <= value <= 1024.0:
+        raise argparse.ArgumentTypeError(f"a number from 1 to 1024, got {text!r}")
+    return value
+
+
 def cell_path(folder: Path, spec: CellSpec) -> Path:
     """Where a cell is kept."""
-    return folder / "cells" / safe_name(spec.scenario) / f"{safe_name(spec.policy)}.npz"
+    name = safe_name(spec.policy)
+    if spec.world == "kernel":
+        name += f".host{spec.seeds[0]}"
+    return folder / "cells" / safe_name(spec.scenario) / f"{name}.npz"
 
 
 def obtain(specs: Sequence[CellSpec], folder: Path, *, jobs: int, force: bool) -> list[Cell]:

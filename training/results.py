@@ -42,7 +42,6 @@ from memcg_gym.training.metrics import HOST_METRICS, REASONS
 from memcg_gym.training.stats import Interval
 
 FORMAT = "memcg-gym evaluation 1"
-WORLD = "model"
 PACKAGES = ("numpy", "scipy", "numba", "torch", "gymnasium", "stable-baselines3")
 
 
@@ -84,9 +83,12 @@ def write_results(folder: Path, evaluation: Evaluation) -> None:
 
 def to_dict(evaluation: Evaluation) -> dict[str, Any]:
     """The whole evaluation as plain JSON data; what is not known is null."""
+    s = evaluation.settings
     content = {
         "format": FORMAT,
-        "world": WORLD,
+        "world": s.world,
+        "scale_divisor": s.divisor,
+        "guest_image": s.image or None,
         "provenance": provenance(evaluation),
         "aggregate": None if evaluation.aggregate is None else _plain(evaluation.aggregate),
         "scenarios": {r.name: _scenario_dict(evaluation, r) for r in evaluation.scenarios},
@@ -135,6 +137,12 @@ def provenance(evaluation: Evaluation) -> dict[str, Any]:
             for name, row in evaluation.cells.items()
         },
     }
+
+
+def world_text(spec: CellSpec) -> str:
+    """Where the numbers come from, in words."""
+    scale = "" if spec.divisor == 1.0 else f", hosts {spec.divisor:g} times smaller"
+    return ("model" if spec.world == "model" else "a real Linux kernel in a guest") + scale
 
 
 def versions() -> dict[str, str]:
@@ -230,9 +238,10 @@ def _header(evaluation: Evaluation) -> Iterator[str]:
     yield f"contract {contract_hash()[:16]}, code {code_digest()[:16]}."
     yield ""
     yield (
-        f"World: {WORLD}; host kind {s.host_kind}; {s.split} ranges; {len(s.seeds)} hosts a policy "
-        f"and scenario, the same for all; settled {s.settle_ticks} ticks of one second, scored "
-        f"{s.ticks}; objective {Path(s.objective).stem}; shield: {s.shield}."
+        f"World: {world_text(s)}; host kind {s.host_kind}; {s.split} ranges; "
+        f"{len(s.seeds)} hosts a policy and scenario, the same for all; "
+        f"settled {s.settle_ticks} ticks of one second, scored {s.ticks}; "
+        f"objective {Path(s.objective).stem}; shield: {s.shield}."
     )
     bare = [p for p, c in next(iter(evaluation.cells.values())).items() if not c.shielded]
     names = short_names(all_policies(evaluation))
