@@ -29,7 +29,7 @@ from memcg_gym.envs.lab.kernel_image import (
 )
 from memcg_gym.envs.lab.protocol import LabError
 
-MODULES = ("null_blk", "virtio_blk", "zram", "brd", "ext4")
+MODULES = ("null_blk", "mq_deadline", "virtio_blk", "zram", "brd", "ext4")
 """Loaded by the agent where the kernel has them as modules; it may have them built in."""
 
 NEEDED = ("null_blk",)

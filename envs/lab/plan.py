@@ -17,6 +17,13 @@ CGROUPS = "/sys/fs/cgroup"
 NULLB = "/sys/kernel/config/nullb"
 SWAP_DEVICE, FILE_DEVICE = "labswap", "labfiles"
 
+QUEUE_DEPTH = 4
+"""Requests a device has at once; what waits beyond them, the scheduler orders.
+
+A drive serves reads while it has writes to store; a bandwidth by itself would let a thousand
+swapped pages stand before one page that somebody waits for.  So the queue is short and mq-deadline
+sends reads first (assumption: a drive's own buffer hides its writes)."""
+
 MEMCG_FILES = (
     "memory.current",
     "memory.swap.current",
@@ -46,7 +53,13 @@ HOST_FILES = (
     "/proc/pressure/io",
     "/proc/pressure/cpu",
     "/sys/kernel/debug/lru_gen",
+    "/sys/kernel/mm/lru_gen/enabled",
+    "/sys/devices/system/node/node0/cpulist",
+    "/sys/devices/system/node/node0/meminfo",
+    "/sys/devices/system/node/node1/cpulist",
+    "/sys/devices/system/node/node1/meminfo",
 )
+"""What the enforcer reads of the host; a file that is not there is left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,13 +201,13 @@ def null_block(
         "irqmode": 2,
         "completion_nsec": round(latency_us * 1e3),
         "mbps": mib_per_s,
-        "hw_queue_depth": 128,
+        "hw_queue_depth": QUEUE_DEPTH,
         "power": 1,
     }
     writes = [write_command(f"{folder}/{key}", str(value)) for key, value in attributes.items()]
-    writes.append(
-        write_command(f"/sys/block/{name}/queue/max_sectors_kb", str(request_kib(mib_per_s)))
-    )
+    queue = f"/sys/block/{name}/queue"
+    writes.append(write_command(f"{queue}/max_sectors_kb", str(request_kib(mib_per_s))))
+    writes.append(write_command(f"{queue}/scheduler", "mq-deadline"))
     return f"mkdir {folder}\n".encode() + b"".join(writes)
 
 

@@ -29,10 +29,17 @@ static bool one_cpu;
 /* Stop the machine here; the next line runs when the host lets it go on. */
 static void stop_machine(enum state state, size_t report_bytes)
 {
+	static uint32_t n;
+
 	header->report_bytes = (uint32_t)report_bytes;
 	header->state = state;
 	atomic_thread_fence(memory_order_seq_cst);
-	outb(PAUSE_BIT, PAUSE_PORT);
+	if (header->reserved == 1) {
+		outb(1, 0x510);
+		outb(1, 0x511 + (n++ & 1));
+	} else {
+		outb(PAUSE_BIT, PAUSE_PORT);
+	}
 	atomic_thread_fence(memory_order_seq_cst);
 }
 

@@ -112,7 +112,43 @@ static bool is_share(double value)
 	return value >= 0.0 && value <= 1.0;
 }
 
-/* "slot I CGROUP key=value...": forgets the slot's regions and locks, not its counters. */
+/* The orders for writing; readers see an odd count until the change is closed. */
+static struct orders *orders_open(struct slot *slot)
+{
+	atomic_fetch_add(&slot->change, 1);
+	return &slot->orders;
+}
+
+static void orders_close(struct slot *slot)
+{
+	atomic_fetch_add(&slot->change, 1);
+	futex_wake_all(&slot->change);
+}
+
+/* From now on requests arrive at another rate; what was due until now stays due. */
+static void set_rate(struct orders *orders, double requests_per_s)
+{
+	uint64_t now = now_ns();
+
+	orders->before = orders->now;
+	orders->now.due += orders->now.per_ns * (double)(now - orders->now.since_ns);
+	orders->now.since_ns = now;
+	orders->now.per_ns = requests_per_s * 1e-9;
+}
+
+/* Nothing is wanted until the next demand. */
+static void want_nothing(struct slot *slot)
+{
+	struct orders *orders = orders_open(slot);
+
+	orders->load = orders->shed = 0.0;
+	orders->burst_on = 0;
+	orders->burst_pages_per_s = orders->burst_target_pages = 0.0;
+	set_rate(orders, 0.0);
+	orders_close(slot);
+}
+
+/* "slot I CGROUP key=value...": forgets the slot's regions, locks and demand, not its counters. */
 int slot_declare(char *words)
 {
 	char *word = next_word(&words), *cgroup = next_word(&words);
@@ -131,6 +167,7 @@ int slot_declare(char *words)
 	processes[slot].declared = true;
 	strcpy(processes[slot].cgroup, cgroup);
 	block->slots[slot].work = work;
+	want_nothing(&block->slots[slot]);
 	return 0;
 }
 
@@ -196,30 +233,6 @@ int slot_add_lock(char *words)
 	if (!error)
 		work->locks[work->n_locks++] = lock;
 	return error;
-}
-
-/* The orders for writing; readers see an odd count until the change is closed. */
-static struct orders *orders_open(struct slot *slot)
-{
-	atomic_fetch_add(&slot->change, 1);
-	return &slot->orders;
-}
-
-static void orders_close(struct slot *slot)
-{
-	atomic_fetch_add(&slot->change, 1);
-	futex_wake_all(&slot->change);
-}
-
-/* From now on requests arrive at another rate; what was due until now stays due. */
-static void set_rate(struct orders *orders, double requests_per_s)
-{
-	uint64_t now = now_ns();
-
-	orders->before = orders->now;
-	orders->now.due += orders->now.per_ns * (double)(now - orders->now.since_ns);
-	orders->now.since_ns = now;
-	orders->now.per_ns = requests_per_s * 1e-9;
 }
 
 /* "demand I key=value...": a key that is not given keeps its value. */
