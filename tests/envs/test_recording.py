@@ -454,6 +454,19 @@ def test_a_plain_npz_is_refused(tmp_path: Path) -> None:
         read_recording(tmp_path / "r.npz")
 
 
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_LZMA])
+def test_members_packed_another_way_are_refused(good: bytes, kind: int) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", kind) as archive:
+        for name, content in unseal(good, "r").items():
+            archive.writestr(name, content)
+        archive.comment = b"sha256:" + b"0" * 64
+    body = out.getvalue()[:-64]
+
+    with pytest.raises(RecordingError, match="not deflated"):
+        decode(body + hashlib.sha256(body).hexdigest().encode(), "r")
+
+
 def test_a_missing_file_and_a_missing_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match=r"r\.npz: cannot be read: No such file"):
         read_recording(tmp_path / "r.npz")
