@@ -7,8 +7,7 @@ HAND := static-high,senpai,tmo,tpp,trim-tpp,agentcgroup,senpai+oomd+tpp,host-awa
 # a build with several GB of GPU libraries along.
 STAMP := $(VENV)/.installed
 
-
-.PHONY: demo demo-short dry-run test lint bench clean
+.PHONY: demo demo-short demo-kernel dry-run test test-lab lint bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -29,6 +28,13 @@ demo: $(STAMP)
 	$(BIN)/memcg-gym show runs/demo/policy.mrt | head -40
 	$(MAKE) --no-print-directory dry-run TABLE=runs/demo/policy.mrt
 	@echo "report: results/demo/results.md   table: runs/demo/policy.mrt"
+
+# The demo's table and today's policies on a real kernel, three hosts each, settled first.
+KERNEL_POLICIES := senpai,tmo,runs/demo/policy.mrt
+demo-kernel: $(STAMP)
+	test -f runs/demo/policy.mrt || $(MAKE) demo
+	$(BIN)/memcg-gym evaluate --world kernel --scenarios host-mix --seeds 0:3 --jobs 2 \
+	    --policies $(KERNEL_POLICIES) --out results/kernel
 
 # The same in small, for continuous integration: that every part works, not that it learns.
 demo-short: $(STAMP)
@@ -51,7 +57,11 @@ dry-run: $(STAMP)
 	    --config runs/tree/facts.toml --journal runs/tree/journal.json; wait
 
 test: $(STAMP)
-	$(PY) -m pytest -q -n 2 --dist loadfile
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not lab"
+
+# Tests that boot a real kernel; .ci/lab-packages.sh installs what they need.
+test-lab: $(STAMP)
+	$(PY) -m pytest -q -n 2 --dist loadfile -m lab
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

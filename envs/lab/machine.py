@@ -3,10 +3,10 @@
 The agent stops the machine by writing to the port of a *pvpanic* device, which QEMU under
 ``-action panic=pause`` obeys at that very instruction.  With QEMU's own translator and its
 instruction counter (``-icount``) a guest's clock is the number of instructions it has executed: the
-host's load, its pauses and its clock do not enter.  With one processor, and an agent that stops the
-machine as ``guest/standstill.h`` does, two runs with the same seed agree to the byte.  With more,
-the others run on for as long as the host takes to stop them; with KVM the guest is fast, and no two
-runs agree.
+host's load, its pauses and its clock do not enter.  With one processor, two runs with the same seed
+agree to the byte if the agent stops the machine as ``guest/standstill.h`` does and never lets it
+halt (``guest/agent_idle.c``).  With more, the others run on for as long as the host takes to stop
+them; with KVM the guest is fast, and no two runs agree.
 
 All that a machine needs are open files without names, so that nothing is left behind however it
 ends; QEMU itself dies with the thread that started it.

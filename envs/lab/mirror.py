@@ -1,8 +1,11 @@
 """A guest's files laid out as a tree on this machine, for the enforcer's own readers.
 
 What runs in the lab is what runs on a host: ``CgroupReader`` and ``HostReader`` read the text the
-guest's kernel wrote, byte for byte, but for one line.  The storage of the emulated swap device is
-guest memory, which on a real machine would be a disk: it is taken out of ``MemTotal``.
+guest's kernel wrote, byte for byte, but for three things.  The storage of the emulated swap device
+is guest memory, which on a real machine would be a disk: it is taken out of ``MemTotal``.  The idle
+time of a guest that must not halt is spent by a thread at nice 19 (guest/agent_idle.c), the only
+one that is nice: in ``/proc/stat`` it is idle time again.  And the cgroup that all workloads lie
+below is taken for the mount, so its path goes from the names in ``lru_gen``.
 
 Units: bytes, KiB in meminfo.
 """
@@ -19,6 +22,8 @@ from memcg_gym.enforcer.hostfs import Roots
 from memcg_gym.envs.contract.signals import PAGE_BYTES, Sig
 
 MEMINFO = re.compile(rb"(MemTotal:\s+)(\d+)( kB)")
+CPU_LINE = re.compile(rb"^(cpu\d* +\d+) (\d+) (\d+) (\d+)", re.MULTILINE)  # user nice system idle
+MEMCG_LINE = re.compile(rb"^(memcg +\d+ +)/work(?=/)", re.MULTILINE)
 USER_HZ = 100
 RAM_FOLDER = Path("/dev/shm")
 """A tree rewritten every tick belongs in memory."""
@@ -57,6 +62,10 @@ class Mirror:
             path = self.folder / name
             if name.endswith("meminfo"):
                 text = self._without_device(text, name)
+            elif name == "proc/stat":
+                text = CPU_LINE.sub(_idle_again, text)
+            elif name == "sys/kernel/debug/lru_gen":
+                text = MEMCG_LINE.sub(rb"\1", text)
             try:
                 path.write_bytes(text)
             except FileNotFoundError:
@@ -81,3 +90,8 @@ class Mirror:
         return MEMINFO.sub(
             lambda m: m[1] + str(max(int(m[2]) - self.device_kib, 0)).encode() + m[3], text, 1
         )
+
+
+def _idle_again(line: re.Match[bytes]) -> bytes:
+    nice, idle = int(line[2]), int(line[4])
+    return b"%s 0 %s %d" % (line[1], line[3], idle + nice)

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 
 from memcg_gym.envs.lab.protocol import write_command
 
-CGROUPS = "/sys/fs/cgroup"
+ROOT = "/sys/fs/cgroup"
+CGROUPS = f"{ROOT}/work"
+"""All workloads lie below one cgroup, whose pressure is the host's: the agent's idle thread, which
+is always able to run, would keep ``full`` of the root at 0.  It is protected without limit, which
+passes its children's own protection through as it is (page_counter_calculate_protection)."""
+
 NULLB = "/sys/kernel/config/nullb"
 SWAP_DEVICE, FILE_DEVICE = "labswap", "labfiles"
 
@@ -49,9 +54,6 @@ HOST_FILES = (
     "/proc/meminfo",
     "/proc/stat",
     "/proc/vmstat",
-    "/proc/pressure/memory",
-    "/proc/pressure/io",
-    "/proc/pressure/cpu",
     "/sys/kernel/debug/lru_gen",
     "/sys/kernel/mm/lru_gen/enabled",
     "/sys/devices/system/node/node0/cpulist",
@@ -182,10 +184,18 @@ def device_commands(plan: HostPlan) -> bytes:
     swap = f"/dev/{SWAP_DEVICE}"
     # Filled first: storing a page later would take memory when the kernel wants to free some.
     parts.append(f"fill {swap} {d.swap_mib}\nmkswap {swap}\nswapon {swap} 0\n".encode())
-    parts.append(
-        write_command(f"{CGROUPS}/cgroup.subtree_control", "+memory +io +cpu"),
-    )
+    parts.append(write_command(f"{ROOT}/cgroup.subtree_control", "+memory +io +cpu"))
+    parts.append(f"mkdir {CGROUPS}\n".encode())
+    for file, text in (
+        ("cgroup.subtree_control", "+memory +io +cpu"),
+        ("memory.min", "max"),
+        ("memory.low", "max"),
+    ):
+        parts.append(write_command(f"{CGROUPS}/{file}", text))
     parts.append(_watch((path.lstrip("/"), path) for path in HOST_FILES))
+    parts.append(
+        _watch((f"proc/pressure/{k}", f"{CGROUPS}/{k}.pressure") for k in ("memory", "io", "cpu"))
+    )
     return b"".join(parts)
 
 

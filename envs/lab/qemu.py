@@ -47,6 +47,9 @@ TCG_CMDLINE = "clearcpuid=erms,fsrm,rep_good"
 """QEMU's translator runs string instructions an element at a time: clearing a page with them took
 twice as long, in guest time and in wall time, as with the kernel's plain loops."""
 
+SPIN_CMDLINE = "spin_idle=1"
+"""Keeps a single processor from ever halting: see guest/agent_idle.c."""
+
 TIERS = (("fast", 100, 200), ("slow", 300, 50))
 """Node, latency [ns], bandwidth [GB/s] that the firmware tells the kernel, which sorts tiers by
 them; assumption: ratios as of memory behind CXL.  Accesses themselves are equally fast."""
@@ -128,7 +131,13 @@ def qemu_command(
 
 def kernel_cmdline(hardware: Hardware, accel: Accel) -> str:
     """The kernel's command line."""
-    parts = (CMDLINE, TCG_CMDLINE if accel == "tcg" else "", hardware.extra_cmdline)
+    counted = accel == "tcg"
+    parts = (
+        CMDLINE,
+        TCG_CMDLINE if counted else "",
+        SPIN_CMDLINE if counted and hardware.cpus == 1 else "",
+        hardware.extra_cmdline,
+    )
     return " ".join(part for part in parts if part)
 
 

@@ -12,12 +12,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/io.h>
 #include <sys/mman.h>
 #include <sys/reboot.h>
 #include <unistd.h>
 
 #include "agent.h"
+#include "standstill.h"
 
 volatile struct header *header;
 struct block *block;
@@ -29,17 +29,10 @@ static bool one_cpu;
 /* Stop the machine here; the next line runs when the host lets it go on. */
 static void stop_machine(enum state state, size_t report_bytes)
 {
-	static uint32_t n;
-
 	header->report_bytes = (uint32_t)report_bytes;
 	header->state = state;
 	atomic_thread_fence(memory_order_seq_cst);
-	if (header->reserved == 1) {
-		outb(1, 0x510);
-		outb(1, 0x511 + (n++ & 1));
-	} else {
-		outb(PAUSE_BIT, PAUSE_PORT);
-	}
+	standstill();
 	atomic_thread_fence(memory_order_seq_cst);
 }
 
@@ -88,12 +81,15 @@ static void boot(void)
 	header = (volatile struct header *)shared;
 	header->magic = PROTOCOL_MAGIC;
 	header->version = PROTOCOL_VERSION;
+	if (standstill_prepare())
+		fail("standstill: %m");
 	make_block();
 	block->loops_per_us = boot_measure_burn();
 	one_cpu = sysconf(_SC_NPROCESSORS_ONLN) == 1;
 	if (mlockall(MCL_CURRENT | MCL_FUTURE))
 		fail("mlockall: %m");
 	boot_take_priority();
+	idle_spin();
 	report_begin(shared + REPORT_OFFSET, REPORT_BYTES);
 	report_path("boot/version", "/proc/version");
 	report_path("boot/meminfo", "/proc/meminfo");

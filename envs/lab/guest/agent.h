@@ -29,6 +29,9 @@ void *boot_map_shared(void);
 double boot_measure_burn(void);
 void boot_take_priority(void);
 
+/* agent_idle.c */
+void idle_spin(void);
+
 /* agent_commands.c: what ends a command block */
 enum after { AFTER_TICK, AFTER_PAUSE, AFTER_POWEROFF };
 enum after commands_run(const char *text, size_t bytes);
@@ -54,7 +57,7 @@ struct field {
 	const char *key;
 	enum field_type type;
 	size_t offset;
-	const char *choices;	/* of FIELD_CHOICE: words with a space between; value = position */
+	const char *choices;	/* of FIELD_CHOICE: words; the value is the position */
 };
 int parse_fields(char *words, const struct field *fields, size_t n_fields, void *target);
 int parse_u64(const char *word, uint64_t *value);

@@ -151,7 +151,7 @@ void *boot_map_shared(void)
 	closedir(devices);
 	if (!area)
 		fail("no ivshmem device: the machine needs -device ivshmem-plain");
-	if (ioperm(PAUSE_PORT, 1, 1) || ioperm(0x510, 3, 1))
+	if (ioperm(PAUSE_PORT, 1, 1))
 		fail("ioperm %#x: %m", PAUSE_PORT);
 	return area;
 }

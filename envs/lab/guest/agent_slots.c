@@ -21,7 +21,7 @@
 #define GENERATOR "/loadgen"
 #define BLOCK_FD 3
 #define START_TIMEOUT_NS (120 * NS_PER_S)
-#define START_POLL_NS (10 * NS_PER_MS)	/* how soon a generator that died while it starts is seen */
+#define START_POLL_NS (10 * NS_PER_MS)	/* how soon one that died while it starts is seen */
 #define SHARE_ERROR 1e-3		/* bins are told with nine digits */
 #define MAX_STATS 8192
 
@@ -148,7 +148,7 @@ static void want_nothing(struct slot *slot)
 	orders_close(slot);
 }
 
-/* "slot I CGROUP key=value...": forgets the slot's regions, locks and demand, not its counters. */
+/* "slot I CGROUP key=value...": forgets regions, locks and demand, not the counters. */
 int slot_declare(char *words)
 {
 	char *word = next_word(&words), *cgroup = next_word(&words);

@@ -158,8 +158,8 @@ struct interruption {
 
 struct block {
 	double loops_per_us;
-	struct interruption interruptions[N_INTERRUPTIONS];	/* the last ones; with more */
-								/* CPUs there are none */
+	/* The last ones; none with more CPUs. */
+	struct interruption interruptions[N_INTERRUPTIONS];
 	uint32_t n_locks;
 	struct named_lock locks[MAX_LOCKS];
 	struct slot slots[MAX_SLOTS];

@@ -112,7 +112,8 @@ static void open_device(struct region *region)
 	region->fd = open(spec->device, O_RDWR | O_CLOEXEC);
 	if (region->fd < 0)
 		die("%s: %m", spec->device);
-	if (lseek(region->fd, 0, SEEK_END) < (off_t)((spec->offset_pages + spec->pages) * PAGE_BYTES))
+	if (lseek(region->fd, 0, SEEK_END) <
+	    (off_t)((spec->offset_pages + spec->pages) * PAGE_BYTES))
 		die("%s: smaller than offset_pages + pages", spec->device);
 	if (spec->kind == KIND_FILE_READ && spec->pattern == PATTERN_HEAT)
 		posix_fadvise(region->fd, (off_t)(spec->offset_pages * PAGE_BYTES),

@@ -6,6 +6,7 @@ import pytest
 
 from memcg_gym.enforcer.cgroupfs import CgroupReader
 from memcg_gym.enforcer.hostfs import HostReader, find_nodes
+from memcg_gym.enforcer.lru_gen import LruGenFile
 from memcg_gym.envs.contract.signals import HostSig, Sig
 from memcg_gym.envs.lab.mirror import Mirror
 
@@ -42,6 +43,20 @@ def test_the_emulated_disk_is_no_memory_of_the_host_or_of_its_first_node(mirror:
     host = HostReader(mirror.roots, find_nodes(mirror.roots)).read()
     assert host[HostSig.TOTAL_BYTES] == 800_000 << 10
     assert host[HostSig.FAST_TOTAL_BYTES] == 800_000 << 10
+
+
+def test_time_that_the_guest_s_idle_thread_spends_is_idle_time(mirror: Mirror) -> None:
+    stat = b"cpu  10 500 20 300 5 0 0 0 0 0\ncpu0 10 500 20 300 5 0 0 0 0 0\nintr 1\n"
+    mirror.update(FILES | {"proc/stat": stat})
+    host = HostReader(mirror.roots, find_nodes(mirror.roots)).read()
+    assert host[HostSig.CPU_IDLE_US] == (300 + 500 + 5) * 1e4
+    assert host[HostSig.CPUS] == 1
+
+
+def test_generations_are_found_by_the_cgroup_s_name(mirror: Mirror) -> None:
+    text = b"memcg    67 /work/web-0\n node     0\n          3       8000       12          4 \n"
+    mirror.update(FILES | {"sys/kernel/debug/lru_gen": text})
+    assert set(LruGenFile(mirror.roots).read()) == {"web-0"}
 
 
 def test_what_workloads_tell_is_read_as_tags(mirror: Mirror) -> None:
