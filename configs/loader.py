@@ -15,15 +15,28 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from memcg_gym.configs.schema import ObjectiveConfig, ScenarioConfig, TrainingConfig
+from memcg_gym.configs.schema import (
+    LabSplitConfig,
+    ObjectiveConfig,
+    ScenarioConfig,
+    TrainingConfig,
+)
 from memcg_gym.envs.contract.errors import ConfigError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
-KINDS = {"scenarios": "scenario", "objectives": "objective", "training": "training preset"}
+KINDS = {
+    "scenarios": "scenario",
+    "objectives": "objective",
+    "training": "training preset",
+    "lab": "split of lab recordings",
+}
+FAMILIES = "lab/families"
+"""Scenarios of a size that a virtual machine runs as they are; found by name like any other."""
+FOLDERS = {"scenarios": ("scenarios", FAMILIES)}
 
 
 def load_scenario(name: str, overrides: Sequence[str] = ()) -> ScenarioConfig:
-    """A shipped scenario by name, or a TOML file by path."""
+    """A shipped scenario or lab family by name, or a TOML file by path."""
     return _load(ScenarioConfig, "scenarios", name, overrides)
 
 
@@ -37,15 +50,40 @@ def load_training(name: str, overrides: Sequence[str] = ()) -> TrainingConfig:
     return _load(TrainingConfig, "training", name, overrides)
 
 
+def load_lab_split(name: str = "split") -> LabSplitConfig:
+    """The shipped split of lab recordings, or a TOML file by path."""
+    return _load(LabSplitConfig, "lab", name, ())
+
+
 @functools.cache
-def load_params() -> MappingProxyType[str, float]:
-    """The model's cost parameters."""
-    text = resources.files("memcg_gym.configs").joinpath("params.toml").read_text()
-    return MappingProxyType({key: float(value) for key, value in tomllib.loads(text).items()})
+def load_params(name: str = "params") -> MappingProxyType[str, float]:
+    """The model's cost parameters.
+
+    Args:
+        name: A shipped set, ``params`` or ``params-lab``, or a TOML file by path.
+
+    Raises:
+        ConfigError: There is no such set, or it is not a table of numbers.
+    """
+    if name.endswith(".toml") or "/" in name:
+        origin, text = name, _read_file(name)
+    else:
+        root = resources.files("memcg_gym.configs")
+        known = sorted(
+            p.name.removesuffix(".toml") for p in root.iterdir() if p.name.startswith("params")
+        )
+        if name not in known:
+            raise ConfigError(f"no parameters {name!r}{did_you_mean(name, known)}")
+        origin, text = f"{name}.toml", root.joinpath(f"{name}.toml").read_text()
+    try:
+        data = tomllib.loads(text)
+        return MappingProxyType({key: float(value) for key, value in data.items()})
+    except (tomllib.TOMLDecodeError, TypeError, ValueError) as e:
+        raise ConfigError(f"{origin}: expected lines of name = number: {e}") from None
 
 
 def names(folder: str) -> list[str]:
-    """Shipped presets of one folder: ``scenarios``, ``objectives`` or ``training``."""
+    """Shipped presets of one folder: ``scenarios``, ``objectives``, ``training``, FAMILIES."""
     root = resources.files("memcg_gym.configs").joinpath(folder)
     return sorted(p.name.removesuffix(".toml") for p in root.iterdir() if p.name.endswith(".toml"))
 
@@ -108,18 +146,23 @@ def _load(model: type[Model], folder: str, name: str, overrides: Sequence[str]) 
 
 def _read(folder: str, name: str) -> tuple[str, str]:
     if name.endswith(".toml") or "/" in name:
-        path = Path(name)
-        try:
-            return name, path.read_text()
-        except OSError as e:
-            raise ConfigError(f"{name}: cannot be read: {e.strerror}") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"{name}: is not text; a TOML file would do") from None
-    known = names(folder)
-    if name not in known:
-        raise ConfigError(f"no {KINDS[folder]} {name!r}{did_you_mean(name, known)}")
-    resource = resources.files("memcg_gym.configs").joinpath(folder).joinpath(f"{name}.toml")
-    return f"{name}.toml", resource.read_text()
+        return name, _read_file(name)
+    root = resources.files("memcg_gym.configs")
+    folders = FOLDERS.get(folder, (folder,))
+    for place in folders:
+        if name in names(place):
+            return f"{name}.toml", root.joinpath(place).joinpath(f"{name}.toml").read_text()
+    known = sorted(known for place in folders for known in names(place))
+    raise ConfigError(f"no {KINDS[folder]} {name!r}{did_you_mean(name, known)}")
+
+
+def _read_file(name: str) -> str:
+    try:
+        return Path(name).read_text()
+    except OSError as e:
+        raise ConfigError(f"{name}: cannot be read: {e.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name}: is not text; a TOML file would do") from None
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:

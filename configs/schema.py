@@ -326,3 +326,37 @@ class TrainingConfig(Frozen):
     checkpoint_every_rows: int = Field(500_000, ge=1)
     torch_threads: int = Field(1, ge=1)
     ppo: PpoConfig = PpoConfig()
+
+
+class LabSplitConfig(Frozen):
+    """Which recordings of the kernel lab a calibration may look at."""
+
+    name: str
+    summary: str
+    settle_ticks: int = Field(30, ge=0)  # of each recording, at its start: replayed, not compared
+    families: tuple[str, ...] = Field(min_length=2)
+    fitting_seeds: tuple[int, ...] = Field(min_length=1)
+    held_out_seeds: tuple[int, ...] = ()
+    fitting_policies: tuple[str, ...] = Field(min_length=1)
+    held_out_policies: tuple[str, ...] = ()
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """All policies, those that are fitted first."""
+        return self.fitting_policies + self.held_out_policies
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds, those that are fitted first."""
+        return self.fitting_seeds + self.held_out_seeds
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> LabSplitConfig:
+        for what, values in (
+            ("families", self.families),
+            ("policies", self.policies),
+            ("seeds", self.seeds),
+        ):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{what}: one is named twice: {list(values)}")
+        return self

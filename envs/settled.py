@@ -32,6 +32,7 @@ def like(batch: HostBatch, n_hosts: int) -> HostBatch:
         n_hosts=n_hosts,
         host_kind=batch.host_kind,
         shield=batch.shield,
+        params=batch.params,
     )
 
 

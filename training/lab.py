@@ -19,8 +19,12 @@ SUB_VERBS = MappingProxyType(
         "doctor": "what the lab needs of this machine, and how to get what is missing",
         "fetch": "download the kernel and build the guest's programs",
         "boot": "start the guest once and switch it off",
+        "goldens": "check the kernel against golden values of its source",
+        "experiments": "a falling limit, a lock, two tiers: in both worlds, as a page",
         "run": "one policy on one host of a scenario, second by second",
         "record": "a set of runs as recordings, several guests side by side",
+        "calibrate": "fit the model to recordings of the kernel",
+        "validate": "how far the model is from the kernel, as a page",
     }
 )
 """One line of help by sub-verb, in the order of use; each is ``training/lab_NAME.py``."""

@@ -8,6 +8,7 @@ Units: configuration in MiB and GiB, state in pages.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from memcg_gym.configs.schema import (
     Split,
     Spread,
 )
-from memcg_gym.envs.contract.errors import ConfigError
+from memcg_gym.envs.contract.errors import ConfigError, did_you_mean
 from memcg_gym.envs.contract.heads import HostKind
 from memcg_gym.envs.contract.signals import PAGE_BYTES
 from memcg_gym.envs.model.records import Array, Rec
@@ -85,8 +86,16 @@ class Layout:
     n_regions: int
 
 
-def layout_of(scenario: ScenarioConfig) -> Layout:
-    """Read the scenario's traces and count its slots."""
+def layout_of(scenario: ScenarioConfig, params: Mapping[str, float] | None = None) -> Layout:
+    """Read the scenario's traces and count its slots.
+
+    Args:
+        scenario: What to lay out.
+        params: Cost parameters; None = the shipped ones.
+
+    Raises:
+        ConfigError: The parameters are not those of the model.
+    """
     rows: dict[str, int] = {}
     traces: list[Array] = []
     for cgroup in scenario.cgroups:
@@ -99,17 +108,31 @@ def layout_of(scenario: ScenarioConfig) -> Layout:
         for c in scenario.cgroups
         for k in range(c.copies)
     )
-    params = np.zeros(1, dtype=PARAMS_DTYPE)
-    for key, value in load_params().items():
-        params[key] = value
     return Layout(
-        params=params,
+        params=params_record(load_params() if params is None else params),
         traces=np.ascontiguousarray(np.stack(traces)),
         trace_rows=rows,
         names=names,
         n_cgroups=scenario.n_cgroups,
         n_regions=max(len(c.workload.regions) for c in scenario.cgroups),
     )
+
+
+def params_record(params: Mapping[str, float]) -> Array:
+    """Cost parameters as the model reads them: a record array of one.
+
+    Raises:
+        ConfigError: A parameter is missing, or one is not the model's.
+    """
+    expected = PARAMS_DTYPE.names or ()
+    for name in [*expected, *params]:
+        if name not in params or name not in expected:
+            what = "is missing" if name in expected else "is none of the model's"
+            raise ConfigError(f"parameters: {name!r} {what}{did_you_mean(name, expected)}")
+    record = np.zeros(1, dtype=PARAMS_DTYPE)
+    for name, value in params.items():
+        record[name] = value
+    return record
 
 
 def empty_arrays(layout: Layout, n_hosts: int) -> tuple[Array, Array, Array]:
@@ -143,7 +166,7 @@ def build_host(
     rng = np.random.Generator(np.random.Philox(seed))
     draw = _Draw(rng, split)
     host = hosts[at]
-    _build_machine(scenario, draw, host, host_kind, seed)
+    _build_machine(scenario, layout.params[0], draw, host, host_kind, seed)
     host.n_memcgs = layout.n_cgroups
     slot = 0
     for cgroup in scenario.cgroups:
@@ -211,7 +234,12 @@ class _Draw:
 
 
 def _build_machine(
-    scenario: ScenarioConfig, draw: _Draw, host: Any, host_kind: HostKindName, seed: int
+    scenario: ScenarioConfig,
+    params: Any,
+    draw: _Draw,
+    host: Any,
+    host_kind: HostKindName,
+    seed: int,
 ) -> None:
     machine = scenario.host
     host.kind = HostKind.STOCK if host_kind == "stock" else HostKind.BPF
@@ -236,10 +264,10 @@ def _build_machine(
     host.disk_latency_us = host.io_latency_us = machine.disk.latency_us
     host.disk_write_cost = machine.disk.write_cost
     host.dram_ns, host.slow_ns = machine.dram_latency_ns, machine.slow_latency_ns
-    params = load_params()
-    line_bytes = 64.0 * params["loads_per_touch"]
+    loads = float(params["loads_per_touch"])
+    line_bytes = 64.0 * loads
     host.slow_touches_per_s = machine.slow_bandwidth_gb_s * 1e9 / line_bytes
-    host.slow_extra_us = max(0.0, host.slow_ns - host.dram_ns) * params["loads_per_touch"] * 1e-3
+    host.slow_extra_us = max(0.0, host.slow_ns - host.dram_ns) * loads * 1e-3
     host.cpu_slowdown = 1.0
 
 
