@@ -72,7 +72,7 @@ def build(kernel: KernelFiles, sources: Path | None = None) -> GuestImage:
 
     Args:
         kernel: From :func:`~memcg_gym.envs.lab.kernel_image.fetch` or ``from_paths``.
-        sources: Folder of ``agent*.c`` and ``loadgen*.c``; None = those that ship.
+        sources: Folder of ``agent*.c``, ``loadgen*.c`` and ``probe*.c``; None = those that ship.
 
     Raises:
         LabError: No compiler or cpio, sources that do not compile, a module that is missing or

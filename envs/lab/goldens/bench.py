@@ -19,6 +19,12 @@ from memcg_gym.envs.lab.protocol import GuestError, Report, parse_results, write
 CGROUPS = PurePosixPath("/sys/fs/cgroup")
 PROGRAM = "/probe"
 MEETINGS = PurePosixPath("/tmp/meetings")
+NULLB = PurePosixPath("/sys/kernel/config/nullb")
+SWAP, FILES = PurePosixPath("/dev/labswap"), PurePosixPath("/dev/labfiles")
+SWAP_MIB, FILES_MIB = 128, 512
+LATENCY_US = 100
+"""Of both devices: assumption, a flash disk's."""
+
 MAX_PROBES = 12
 PAGE_BYTES = 4096
 MIB = 1 << 20
@@ -70,11 +76,25 @@ class Said:
 TOLD = ("errno", "jiffy_ns", "resident_pages")
 
 
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A line of lru_gen: number, age [ms], pages."""
+
+    number: int
+    age_ms: int
+    anon_pages: int
+    file_pages: int
+
+
 class Bench:
     """A started guest, and what is set up in it.
 
     Args:
         machine: Started.
+
+    Attributes:
+        root: The root cgroup.
+        hz: Jiffies in a second.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -86,6 +106,64 @@ class Bench:
         self.do(f"mkdir {MEETINGS}")
         self.do(f"spawn fifos {CGROUPS} {PROGRAM} - {' '.join(fifos)}", end="tick")
         self.write(CGROUPS / "cgroup.subtree_control", "+memory +io +cpu")
+        self.root = Cgroup(self, CGROUPS)
+        self.hz = round(1e9 / self.ask("hz").values["jiffy_ns"])
+
+    def add_devices(self) -> None:
+        """Swap, whose pages live in the guest's memory, and a device for files that keeps nothing.
+
+        One page at a time: neither readahead nor mapping around a fault.
+        """
+        self.write("/sys/kernel/mm/transparent_hugepage/enabled", "never")
+        self.do(*self._device(SWAP.name, SWAP_MIB, backed=True))
+        self.do(*self._device(FILES.name, FILES_MIB, backed=False))
+        self.do(f"fill {SWAP} {SWAP_MIB}", f"mkswap {SWAP}", f"swapon {SWAP} 0")
+        self.write(f"/sys/block/{FILES.name}/queue/read_ahead_kb", "0")
+        self.write("/sys/kernel/debug/fault_around_bytes", str(PAGE_BYTES))
+        self.write("/proc/sys/vm/page-cluster", "0")
+
+    def _device(self, name: str, mib: int, *, backed: bool) -> list[str | bytes]:
+        folder = f"{NULLB}/{name}"
+        settings = {
+            "size": mib,
+            "blocksize": PAGE_BYTES,
+            "memory_backed": int(backed),
+            "irqmode": 2,
+            "completion_nsec": LATENCY_US * 1000,
+            "power": 1,
+        }
+        writes = (write_command(f"{folder}/{key}", str(value)) for key, value in settings.items())
+        return [f"mkdir {folder}", *writes]
+
+    def mount_cgroups(self, *, recursive: bool) -> None:
+        """Mount cgroup2 once more: a mount's options hold for all of them."""
+        self._names += 1
+        folder = f"/tmp/cgroups{self._names}"
+        options = "nsdelegate,memory_recursiveprot" if recursive else "nsdelegate"
+        self.do(f"mkdir {folder}", f"mount cgroup2 none {folder} {options}")
+
+    def generations(self, group: Cgroup) -> list[Generation]:
+        """Its generations on the first node, oldest first."""
+        lines = self.read("/sys/kernel/debug/lru_gen")[0].splitlines()
+        at = next(k for k, line in enumerate(lines) if line.split()[2:] == [group.lru_name])
+        rows = []
+        for line in lines[at + 2 :]:
+            if not line.split()[0].isdigit():
+                break
+            number, age_ms, anon, file = (int(word) for word in line.split()[:4])
+            rows.append(Generation(number, age_ms, anon, file))
+        return rows
+
+    def age(self, group: Cgroup) -> None:
+        """Let the kernel walk its page tables, which makes a new generation."""
+        text = self.read("/sys/kernel/debug/lru_gen")[0]
+        ids = [w[1] for w in map(str.split, text.splitlines()) if w[2:] == [group.lru_name]]
+        youngest = self.generations(group)[-1].number
+        self.write("/sys/kernel/debug/lru_gen", f"+ {ids[0]} 0 {youngest} 1 1")
+
+    def drop_caches(self) -> None:
+        """Forget clean pages of files that nothing maps, whoever paid for them."""
+        self.write("/proc/sys/vm/drop_caches", "3")
 
     def do(self, *commands: str | bytes, end: str = "pause") -> Report:
         """Do commands and stop again; all must succeed.
@@ -157,6 +235,13 @@ class Bench:
         self.do(f"spawn {name} {cgroup.path} {PROGRAM} {MEETINGS / name} {' '.join(operations)}")
         return Probe(self, name)
 
+    def ask(self, *operations: str) -> Said:
+        """What a probe in the root cgroup tells once its operations are done."""
+        probe = self.probe(self.root, *operations, "wait")
+        said = probe.arrive()
+        probe.end()
+        return said
+
     def release(self, name: str) -> None:
         """A probe's name may be used again."""
         self._free.append(name)
@@ -196,6 +281,21 @@ class Cgroup:
         """One of its files that holds lines of a name and a number."""
         return numbers(self.text(file))
 
+    @property
+    def lru_name(self) -> str:
+        """Its name in lru_gen."""
+        return f"/{self.path.relative_to(CGROUPS)}"
+
+    def stat(self, *names: str) -> list[int]:
+        """Some numbers of memory.stat."""
+        table = self.table("memory.stat")
+        return [table[name] for name in names]
+
+    def reclaim(self, pages: float, *, options: str = "") -> int:
+        """Write memory.reclaim from an ordinary task in the root cgroup; returns the errno."""
+        text = f"{int(pages) * PAGE_BYTES}{options}"
+        return int(self.bench.ask(f"put:{self.path}/memory.reclaim:{text}").values["errno"])
+
     def usage_pages(self) -> int:
         """memory.current."""
         return self.number("memory.current") // PAGE_BYTES
@@ -203,12 +303,6 @@ class Cgroup:
     def stalled_us(self, resource: str = "memory", kind: str = "some") -> int:
         """Total stall time by its pressure file [us]."""
         return stall_total_us(self.text(f"{resource}.pressure"), kind)
-
-    def remove(self) -> None:
-        """Kill what runs in it and remove it."""
-        self.set("cgroup.kill", "1")
-        self.bench.tick()
-        self.bench.do(f"rmdir {self.path}")
 
 
 @dataclass(slots=True)
