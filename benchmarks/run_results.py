@@ -86,6 +86,7 @@ class Campaign:
         """The run's table."""
         table = self.out / "tables" / f"{run.name}.mrt"
         if not Path(f"{table}.export.json").is_file():
+            table.parent.mkdir(parents=True, exist_ok=True)
             options = SMOKE_EXPORT if self.smoke else EXPORT
             self.program("export", str(run), "--out", str(table), *options.split())
         return table
@@ -95,7 +96,6 @@ class Campaign:
         source, target = run / "grown.mrt", self.out / "tables" / f"grown-{run.name}.mrt"
         if not source.is_file():
             return []
-        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         return [target]
 
