@@ -258,6 +258,12 @@ def test_a_run_can_start_from_grown_rules(preset: Path, tmp_path: Path) -> None:
     assert start is not None and start.preference == 3.0
     assert start.rules.to_json() == {key: grown[key] for key in ("splits", "levels")}
 
+    table = tmp_path / "policy.mrt"
+    few = "--rounds 1 --hosts 2 --settle-ticks 4 --ticks 6 --validate-hosts 2 --validate-ticks 6"
+    assert cli.main(["export", str(run), "--out", str(table), *few.split()]) == 0
+    report = json.loads(Path(f"{table}.export.json").read_text())
+    assert set(report["others"]) == {"owner", "grown"}
+
 
 def test_a_run_from_grown_rules_resumes_to_the_same_bits(preset: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
