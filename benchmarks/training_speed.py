@@ -2,9 +2,9 @@
 
 ``python benchmarks/training_speed.py [--rounds 3] [--seconds 20]``
 
-*demo*, *default*: this project's ``CgroupVecEnv`` and PPO with that preset; ``demo`` decides every
-second, ``default`` holds a decision for some, which counts as so many cgroup-steps and trains on
-one row.  *usual*: stock PPO with its defaults over ``DummyVecEnv`` of eight ``memcg_gym/Host-v0``.
+*demo*, *held*: this project's ``CgroupVecEnv`` and PPO with the demo preset; ``demo`` decides every
+second, ``held`` holds a decision for five, which counts as five cgroup-steps and trains on one row.
+*usual*: stock PPO with its defaults over ``DummyVecEnv`` of eight ``memcg_gym/Host-v0``.
 All count active cgroup-steps, as a host step of Host-v0 moves eight cgroups.  Cases run in turn in
 one process; each figure is given per wall second and per own CPU-second, because the machine may
 be shared.  Medians over rounds, after half a minute of training.
@@ -28,15 +28,15 @@ from memcg_gym.envs.registration import register_environments
 from memcg_gym.envs.sb3_vec_env import CgroupVecEnv
 from memcg_gym.training.ppo import make_ppo
 
-PRESETS = ("demo", "default")
+OURS = {"demo": 1, "held": 5}  # name, ticks a decision is held
 USUAL_HOSTS = 8
 ROLLOUTS = 5  # in one call of learn, whose own start-up would count otherwise
 WARM_UP_S = 30.0  # an untrained policy acts at random, thrashes the host and so costs most
 Case = Callable[[float], tuple[float, float, float]]
 
 
-def rows_case(preset: str) -> Case:
-    config = load_training(preset)
+def rows_case(hold_ticks: int) -> Case:
+    config = load_training("demo", [f"ppo.hold_ticks={hold_ticks}"])
     env = CgroupVecEnv(
         load_scenario("host-mix"),
         load_objective(),
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    cases = {name: rows_case(name) for name in PRESETS} | {"usual": usual_case()}
+    cases = {name: rows_case(ticks) for name, ticks in OURS.items()} | {"usual": usual_case()}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for _ in range(args.rounds):
         for name, run in cases.items():
@@ -107,7 +107,7 @@ def main() -> None:
             f"| {name} | {min(walls):,.0f} | {statistics.median(walls):,.0f} "
             f"| {max(walls):,.0f} | {statistics.median(cpus):,.0f} |"
         )
-    for name in PRESETS:
+    for name in OURS:
         ratios = [a[0] / b[0] for a, b in zip(found[name], found["usual"], strict=True)]
         print(f"ratio {name}/usual, wall: median {statistics.median(ratios):.1f}")
 
