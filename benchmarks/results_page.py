@@ -46,7 +46,7 @@ def group(policies: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         key = name
         if found:
             key = "table" if found.group(2) else "learned"
-            key = GROWN if name.startswith("grown-") else key
+            key = GROWN if Path(name).name.startswith("grown-") else key
         groups.setdefault(key, []).append(cell)
     return groups
 
