@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from memcg_gym.agents.inputs import scale_inputs
+from memcg_gym.agents.rules import Rules
 from memcg_gym.envs.contract.errors import CheckpointError, ContractMismatch
 from memcg_gym.envs.contract.features import N_FEATURES, SHIFT
 from memcg_gym.envs.contract.heads import HEADS, LEVEL_COUNTS, N_HEADS
@@ -34,6 +35,8 @@ FORMAT_VERSION = 1
 MASKED = -1e9
 """Logit of a level that cannot be chosen: its probability is 0 and its entropy exactly 0."""
 WIDTH = max(LEVEL_COUNTS)
+LOGIT_BOUND = 15.0
+"""Bound on logits: odds of e**30 are as good as certain."""
 TO_FLOAT = np.float32(1.0 / (1 << SHIFT))
 
 
@@ -63,6 +66,47 @@ class Network:
         return flat.reshape(-1, N_HEADS, WIDTH)
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Rules whose levels are preferred, by this much, before the network has its say."""
+
+    rules: Rules
+    preference: float
+
+    def logits(self, features: Array) -> Array:
+        """What is added to the network's logits, float32 ``(rows, N_HEADS, WIDTH)``."""
+        added: Array = self.rule_logits().reshape(-1, N_HEADS, WIDTH)[self.rules.rule_of(features)]
+        return added
+
+    def rule_logits(self) -> Array:
+        """The same for each rule, float32 ``(rules, N_HEADS * WIDTH)``."""
+        chosen = self.rules.levels[..., None] == np.arange(WIDTH)
+        flat: Array = (np.float32(self.preference) * chosen).reshape(len(chosen), -1)
+        return flat
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, see :meth:`from_json`."""
+        return {"preference": self.preference, **self.rules.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Any, origin: str) -> Start | None:
+        """The reverse; None stays None.
+
+        Raises:
+            CheckpointError: It is something else.
+        """
+        if data is None:
+            return None
+        rules = Rules.from_json(data, origin)
+        preference = data.get("preference")
+        if not isinstance(preference, int | float) or not 0.0 <= preference <= LOGIT_BOUND:
+            raise CheckpointError(
+                f"{origin}: preference must be a number from 0 to {LOGIT_BOUND:g}, "
+                f"got {preference!r}"
+            )
+        return cls(rules, float(preference))
+
+
 @dataclass(slots=True)
 class LearnedPolicy:
     """A network behind the interface every policy has.
@@ -72,6 +116,7 @@ class LearnedPolicy:
         trained: 1 where the head was supported in training; other heads stay at level 0.
         name: What tables and plots call it.
         supported: 1 where the scenario at hand has a knob for the head.
+        start: Rules the network started from and corrects; their levels' logits are raised.
         description: The content of ``policy.json``.
     """
 
@@ -82,6 +127,7 @@ class LearnedPolicy:
     speaks: Literal["levels", "knobs"] = "levels"
     shielded: bool = True
     supported: Array = field(default_factory=lambda: np.ones(N_HEADS, dtype=np.int64))
+    start: Start | None = None
 
     def reset(self, batch_shape: tuple[int, int], supported: Array, seed: int) -> None:
         """Take over which heads the scenario supports; nothing else is kept between ticks."""
@@ -101,7 +147,10 @@ class LearnedPolicy:
         """Masked logits, float32 ``(..., N_HEADS, WIDTH)``: what a table is distilled from."""
         shape = features.shape[:-1]
         observation = features.reshape(-1, N_FEATURES) * TO_FLOAT
-        masked: Array = self.network.logits(observation) + level_mask(self.trained * self.supported)
+        logits = np.clip(self.network.logits(observation), -LOGIT_BOUND, LOGIT_BOUND)
+        if self.start is not None:
+            logits += self.start.logits(features.reshape(-1, N_FEATURES))
+        masked: Array = logits + level_mask(self.trained * self.supported)
         return masked.reshape(*shape, N_HEADS, WIDTH)
 
 
@@ -119,7 +168,11 @@ def load_policy(path: str | Path) -> LearnedPolicy:
     heads = description["heads"]
     trained = np.array([h.name in heads for h in HEADS], dtype=np.int64)
     return LearnedPolicy(
-        network, trained, name=str(description.get("name", "learned")), description=description
+        network,
+        trained,
+        name=str(description.get("name", "learned")),
+        description=description,
+        start=Start.from_json(description.get("start"), f"{folder / POLICY}: start"),
     )
 
 

@@ -2,10 +2,11 @@
 
 ``python benchmarks/results_page.py RESULTS/results.json ... --out docs/results.md``
 
-Contestants whose name ends in ``-<digit>`` (run folders) or ``-<digit>.mrt`` (their tables) are
-training seeds of one method: their scores are averaged host by host before anything else, so an
-interval speaks of held-out hosts, and each training seed's own mean stands beside it.  Scores are
-raw: the objective's terms per cgroup and second, 0 is best.  Everything is measured on the model.
+Contestants whose name ends in ``-<digit>`` (run folders) or ``-<digit>.mrt`` (their tables; those
+named ``grown-...`` hold the rules a run grew by trial, without a network) are training seeds of one
+method: their scores are averaged host by host before anything else, so an interval speaks of
+held-out hosts, and each training seed's own mean stands beside it.  Scores are raw: the
+objective's terms per cgroup and second, 0 is best.  Everything is measured on the model.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ METRICS = {
     "swap_writes": "swap MiB/s",
 }
 LEARNED = ("learned", "table")
+GROWN = "grown rules"
 
 
 def group(policies: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -41,7 +43,10 @@ def group(policies: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for name, cell in policies.items():
         found = SEED.search(name)
-        key = name if not found else "table" if found.group(2) else "learned"
+        key = name
+        if found:
+            key = "table" if found.group(2) else "learned"
+            key = GROWN if Path(name).name.startswith("grown-") else key
         groups.setdefault(key, []).append(cell)
     return groups
 
@@ -53,11 +58,11 @@ def scores(cells: list[dict[str, Any]]) -> np.ndarray:
 
 def scenario_lines(name: str, policies: dict[str, Any], upper: str | None) -> list[str]:
     groups = group(policies)
-    hands = [k for k in groups if k not in LEARNED and k != upper]
+    hands = [k for k in groups if k not in (*LEARNED, GROWN, upper)]
     best = max(hands, key=lambda k: scores(groups[k]).mean())
     order = sorted(groups, key=lambda k: -float(scores(groups[k]).mean()))
     columns = [m for m in METRICS if m in next(iter(policies.values()))["metrics"]]
-    compared = [k for k in order if k in LEARNED]
+    compared = [k for k in order if k in (*LEARNED, GROWN)]
     found = {
         k: [paired_difference([scores(groups[k])], [scores(groups[r])]) for r in (DEFAULT, best)]
         for k in compared
@@ -91,15 +96,33 @@ def scenario_lines(name: str, policies: dict[str, Any], upper: str | None) -> li
             for j, d in enumerate(found[key])
         ]
         lines.append(f"| {key} | {cells_text[0]} | {cells_text[1]} |")
-    if {"learned", "table"} <= groups.keys():
-        loss = paired_difference([scores(groups["table"])], [scores(groups["learned"])])
-        lines += [
-            "",
-            f"Table minus network: {loss.estimate:+.4f} [{loss.low:+.4f}, {loss.high:+.4f}].",
-        ]
+    for one, other, title in (
+        ("table", "learned", "Table minus network"),
+        ("learned", GROWN, "Network minus the rules it started from"),
+    ):
+        if {one, other} <= groups.keys():
+            d = paired_difference([scores(groups[one])], [scores(groups[other])])
+            lines += ["", f"{title}: {d.estimate:+.4f} [{d.low:+.4f}, {d.high:+.4f}]."]
     if upper in groups:
         lines += clairvoyant_lines(groups, upper, best)
     return [*lines, ""]
+
+
+def summary_line(name: str, policies: dict[str, Any], upper: str | None) -> str:
+    """A scenario in one row: everybody who matters, and the paired difference."""
+    groups = group(policies)
+    hands = [k for k in groups if k not in (*LEARNED, GROWN, upper)]
+    best = max(hands, key=lambda k: scores(groups[k]).mean())
+    shown = [DEFAULT, best, GROWN, *LEARNED]
+    cells = [f"{scores(groups[k]).mean():.4f}" if k in groups else "" for k in shown]
+    cells[1] += f" {best}"
+    for reference in (DEFAULT, best):
+        difference = ""
+        if "learned" in groups:
+            d = paired_difference([scores(groups["learned"])], [scores(groups[reference])])
+            difference = f"{d.estimate:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+        cells.append(difference)
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def clairvoyant_lines(groups: dict[str, list[dict[str, Any]]], upper: str, best: str) -> list[str]:
@@ -110,7 +133,7 @@ def clairvoyant_lines(groups: dict[str, list[dict[str, Any]]], upper: str, best:
     gains = [f"{upper} {float((scores(groups[upper]) - base).mean()):+.4f}"]
     gains += [
         f"{k} {float((scores(groups[k])[where] - base).mean()):+.4f}"
-        for k in (*LEARNED, best)
+        for k in (*LEARNED, GROWN, best)
         if k in groups
     ]
     return ["", f"Gain over kernel-default on hosts {seeds}: " + ", ".join(gains) + "."]
@@ -124,14 +147,28 @@ def main() -> None:
     lines = [
         "# Results",
         "",
-        "Made by `python benchmarks/results_page.py`; **measured on the model, not on a kernel**.",
+        "Made by `python benchmarks/run_results.py` (the runs) and `python "
+        "benchmarks/results_page.py`; **measured on the model, not on a kernel**.",
         "Raw score: the objective's terms per cgroup and second, 0 is best. `learned` and `table`",
         "are averages over training seeds, host by host (each seed's mean in brackets); intervals",
         "are 95 % bootstrap over held-out hosts, p values Holm-corrected over a scenario.",
+        "`grown rules` were found by trial on the train ranges, without a network; the networks",
+        "start from them.",
         "",
     ]
-    for path in args.results:
-        data = json.loads(path.read_text())
+    lines += [
+        "| scenario | kernel-default | best hand policy | grown rules | learned | table "
+        "| learned minus kernel-default | learned minus best hand policy |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    found = [json.loads(path.read_text()) for path in args.results]
+    for data in found:
+        p = data["provenance"]
+        for name, scenario in data["scenarios"].items():
+            title = f"{name}, {p['host_kind']}"
+            lines.append(summary_line(title, scenario["policies"], p.get("upper")))
+    lines.append("")
+    for data in found:
         p = data["provenance"]
         lines += [
             f"Host kind `{p['host_kind']}`, split `{p['split']}`, {len(p['seeds'])} hosts, "

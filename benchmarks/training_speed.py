@@ -2,11 +2,12 @@
 
 ``python benchmarks/training_speed.py [--rounds 3] [--seconds 20]``
 
-*rows*: this project's ``CgroupVecEnv`` and PPO with the demo preset.  *usual*: stock PPO with its
-defaults over ``DummyVecEnv`` of eight ``memcg_gym/Host-v0``.  Both count active cgroup-steps, as a
-host step of Host-v0 moves eight cgroups.  Cases run in turn in one process; each figure is given
-per wall second and per own CPU-second, because the machine may be shared.  Medians over rounds,
-after half a minute of training.
+*demo*, *held*: this project's ``CgroupVecEnv`` and PPO with the demo preset; ``demo`` decides every
+second, ``held`` holds a decision for five, which counts as five cgroup-steps and trains on one row.
+*usual*: stock PPO with its defaults over ``DummyVecEnv`` of eight ``memcg_gym/Host-v0``.
+All count active cgroup-steps, as a host step of Host-v0 moves eight cgroups.  Cases run in turn in
+one process; each figure is given per wall second and per own CPU-second, because the machine may
+be shared.  Medians over rounds, after half a minute of training.
 What is not comparable: the usual way learns one action for the whole host, ours one per cgroup.
 """
 
@@ -27,14 +28,15 @@ from memcg_gym.envs.registration import register_environments
 from memcg_gym.envs.sb3_vec_env import CgroupVecEnv
 from memcg_gym.training.ppo import make_ppo
 
+OURS = {"demo": 1, "held": 5}  # name, ticks a decision is held
 USUAL_HOSTS = 8
 ROLLOUTS = 5  # in one call of learn, whose own start-up would count otherwise
 WARM_UP_S = 30.0  # an untrained policy acts at random, thrashes the host and so costs most
 Case = Callable[[float], tuple[float, float, float]]
 
 
-def rows_case() -> Case:
-    config = load_training("demo")
+def rows_case(hold_ticks: int) -> Case:
+    config = load_training("demo", [f"ppo.hold_ticks={hold_ticks}"])
     env = CgroupVecEnv(
         load_scenario("host-mix"),
         load_objective(),
@@ -44,7 +46,7 @@ def rows_case() -> Case:
         seed=0,
     )
     model = make_ppo(env, config.ppo, seed=0)
-    per_round = ROLLOUTS * config.ppo.n_steps * env.num_envs
+    per_round = ROLLOUTS * config.ppo.n_steps * config.ppo.hold_ticks * env.num_envs
 
     def run(seconds: float) -> tuple[float, float, float]:
         return timed(lambda: model.learn(per_round, reset_num_timesteps=False), per_round, seconds)
@@ -91,7 +93,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    cases = {"rows": rows_case(), "usual": usual_case()}
+    cases = {name: rows_case(ticks) for name, ticks in OURS.items()} | {"usual": usual_case()}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for _ in range(args.rounds):
         for name, run in cases.items():
@@ -105,8 +107,9 @@ def main() -> None:
             f"| {name} | {min(walls):,.0f} | {statistics.median(walls):,.0f} "
             f"| {max(walls):,.0f} | {statistics.median(cpus):,.0f} |"
         )
-    ratios = [a[0] / b[0] for a, b in zip(found["rows"], found["usual"], strict=True)]
-    print(f"ratio rows/usual, wall: median {statistics.median(ratios):.1f}")
+    for name in OURS:
+        ratios = [a[0] / b[0] for a, b in zip(found[name], found["usual"], strict=True)]
+        print(f"ratio {name}/usual, wall: median {statistics.median(ratios):.1f}")
 
 
 if __name__ == "__main__":

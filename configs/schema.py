@@ -296,7 +296,10 @@ class PpoConfig(Frozen):
     n_epochs: int = Field(4, ge=1)
     learning_rate: float = Field(3e-3, gt=0)
     final_learning_rate_ratio: float = Field(0.1, gt=0, le=1)
-    gamma: float = Field(0.98, gt=0, le=1)
+    # Ticks a sampled action is held in training.  What a level does shows after many seconds, and
+    # levels redrawn every second are noise that dwell times turn into other noise.
+    hold_ticks: int = Field(1, ge=1)
+    gamma: float = Field(0.98, gt=0, le=1)  # per tick
     gae_lambda: float = Field(0.95, ge=0, le=1)
     clip_range: float = Field(0.2, gt=0)
     ent_coef: float = Field(0.002, ge=0)
@@ -305,6 +308,8 @@ class PpoConfig(Frozen):
     hidden: tuple[int, ...] = (64, 64)
     critic_hidden: tuple[int, ...] = (64, 64)
     activation: Literal["relu", "tanh"] = "relu"
+    # Logit of the preferred level at the start: with five levels 2 is 65 %, 4 is 93 %.
+    start_preference: float = Field(2.0, ge=0, le=15)
 
 
 class TrainingConfig(Frozen):
@@ -315,9 +320,11 @@ class TrainingConfig(Frozen):
     host_kind: HostKindName = "stock"
     objective: str = "default"
     total_rows: int = Field(4_000_000, ge=1)
-    # Random search over constant actions first, in cgroup-steps; the policy starts out preferring
-    # the best one found.  0 = start out preferring the owner's configuration.
-    search_cgroup_steps: int = Field(0, ge=0)
+    # Rules grown by trial first, in cgroup-steps; the policy starts out preferring what they
+    # answer.  0 = start out preferring the owner's configuration.
+    grow_cgroup_steps: int = Field(0, ge=0)
+    # Train and validate on hosts from train ranges widened by this share on both sides.
+    widen_ratio: float = Field(0.0, ge=0, lt=1)
     train_episode_ticks: int = Field(240, ge=1)
     settle_ticks: int = Field(300, ge=0)
     validate_every_rows: int = Field(500_000, ge=1)

@@ -32,6 +32,7 @@ from memcg_gym.agents.learned import (
     WEIGHTS,
     LearnedPolicy,
     Network,
+    Start,
     check_description,
     read_json,
     read_tensors,
@@ -80,6 +81,7 @@ def describe_policy(policy: LevelsPolicy, name: str, origin: dict[str, Any]) -> 
         "hidden": list(policy.hidden),
         "critic_hidden": list(policy.critic_hidden),
         "activation": policy.activation,
+        "start": None if policy.start is None else policy.start.to_json(),
         **origin,
     }
 
@@ -91,7 +93,8 @@ def to_learned(policy: LevelsPolicy, name: str = "learned") -> LearnedPolicy:
         (layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy())
         for layer in linear
     )
-    return LearnedPolicy(Network(layers, policy.activation), np.array(policy.supported), name)
+    network = Network(layers, policy.activation)
+    return LearnedPolicy(network, np.array(policy.supported), name, start=policy.start)
 
 
 def save_policy(folder: Path, policy: LevelsPolicy, description: dict[str, Any]) -> None:
@@ -149,6 +152,7 @@ def load_checkpoint(folder: Path, model: CgroupPPO, env: CgroupVecEnv) -> Progre
     state = read_json(folder / STATE)
     try:
         weights = {k: th.from_numpy(v) for k, v in read_tensors(folder / WEIGHTS).items()}
+        model.policy.start_from(Start.from_json(description.get("start"), f"{folder / POLICY}"))
         model.policy.load_state_dict(weights)
         _load_optimizer(folder, model, state["optimizer"])
         model.num_timesteps = int(state["rows"])

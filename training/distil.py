@@ -80,6 +80,7 @@ class Purpose:
     VALIDATE = 0
     POLISH = 1
     REPORT = 2
+    GROW = 3
     ROUNDS = 100
 
 
@@ -193,7 +194,7 @@ def distil(
         )
     report("scoring the teacher")
     found = Distilled(
-        _constant_table(policy_id, version),
+        owner_table(policy_id, version),
         teacher_score=float(np.mean(score_hosts(teacher, world, config, Purpose.VALIDATE))),
         cgroup_steps=scoring_steps(world, config),
     )
@@ -374,7 +375,8 @@ def choice_gaps(teacher: Policy, features: Array) -> Array:
     return weights + 1e-3
 
 
-def _constant_table(policy_id: bytes, version: int) -> Table:
+def owner_table(policy_id: bytes, version: int) -> Table:
+    """One rule: as the owner configured it."""
     return table_from_tree(
         [-1], [-1], [0], [0], np.zeros((1, N_HEADS)), version=version, policy_id=policy_id
     )

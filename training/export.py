@@ -27,7 +27,7 @@ from memcg_gym.agents.registry import make_policy
 from memcg_gym.agents.table import TablePolicy
 from memcg_gym.configs.loader import load_objective, load_scenario
 from memcg_gym.enforcer.render import support_path, table_sha256, write_support
-from memcg_gym.enforcer.table import Table, encode, write_table
+from memcg_gym.enforcer.table import Table, encode, read_table, write_table
 from memcg_gym.envs.contract.errors import ConfigError
 from memcg_gym.envs.contract.schema import contract_hash
 from memcg_gym.training.cells import policy_digest
@@ -40,6 +40,7 @@ from memcg_gym.training.distil import (
     collect,
     decide,
     distil,
+    owner_table,
     relying_rules,
     round_steps,
     score_hosts,
@@ -121,6 +122,9 @@ class Export:
         distilled: How it came about.
         polished: Likewise, where it was asked for.
         polish_kept: The polished table was better on the validation hosts.
+        others: Scores on the validation hosts of tables that are no copy of the policy: the
+            owner's configuration, and the rules the run started from, if it grew any.
+        instead: Which of them is written, because it scored highest; empty = the policy's table.
         policy_score, table_score: Per host, on hosts that nothing was chosen by.
         lost: Policy minus table on those hosts.
         agreement: Share of rows on those hosts, under the table, with the policy's joint action.
@@ -131,6 +135,8 @@ class Export:
     distilled: Distilled
     polished: Polished | None
     polish_kept: bool
+    others: dict[str, float]
+    instead: str
     policy_score: np.ndarray
     table_score: np.ndarray
     lost: Difference
@@ -173,6 +179,7 @@ def run(args: argparse.Namespace) -> int:
             polishing,
             policy_id_of(args.policy, policy),
             args.version,
+            grown_table(args, policy),
             report,
         )
     content = report_of(made, args, world, config)
@@ -201,20 +208,36 @@ def export(
     polishing: PolishConfig | None,
     policy_id: bytes,
     version: int,
+    others: dict[str, Table] | None = None,
     report: Report = lambda text: None,
 ) -> Export:
-    """Distil, polish, and score the outcome on hosts that neither has seen."""
+    """Distil, polish, and score the outcome on hosts that neither has seen.
+
+    The owner's configuration and ``others`` are candidates too: what is written is never below
+    them on the validation hosts.
+    """
+    others = others or {}
     found = distil(policy, world, config, policy_id=policy_id, version=version, report=report)
     table, polished, kept = found.table, None, False
-    steps = found.cgroup_steps
     one_scoring = scoring_steps(world, config)
+    steps = found.cgroup_steps + (1 + len(others)) * one_scoring
+    best_score = found.rounds[found.best].score
     if polishing is not None:
         polished = polish(table, world, polishing, report)
         report("scoring the polished table")
         score = score_hosts(TablePolicy(polished.table), world, config, Purpose.VALIDATE)
-        kept = float(np.mean(score)) > found.rounds[found.best].score
-        table = polished.table if kept else table
+        kept = float(np.mean(score)) > best_score
+        if kept:
+            table, best_score = polished.table, float(np.mean(score))
         steps += polished.cgroup_steps + one_scoring
+    scores: dict[str, float] = {}
+    instead = ""
+    for name, other in {"owner": owner_table(policy_id, version), **others}.items():
+        report(f"scoring the table {name}")
+        score = score_hosts(TablePolicy(other), world, config, Purpose.VALIDATE)
+        scores[name] = float(np.mean(score))
+        if scores[name] > best_score:
+            table, best_score, instead, kept = other, scores[name], name, False
     report("scoring policy and table on fresh hosts")
     ours = score_hosts(policy, world, config, Purpose.REPORT)
     theirs = score_hosts(TablePolicy(table), world, config, Purpose.REPORT)
@@ -223,6 +246,8 @@ def export(
         found,
         polished,
         kept,
+        scores,
+        instead,
         ours,
         theirs,
         paired_difference([ours], [theirs]),
@@ -283,6 +308,21 @@ def trained_on(path: Path) -> RunConfig | None:
     return None
 
 
+def grown_table(args: argparse.Namespace, policy: Policy) -> dict[str, Table]:
+    """The rules a run folder's policy started from, by name; empty where there are none.
+
+    They are fitted to the run's own scenario, so another one leaves them out.
+    """
+    from memcg_gym.training.run_folder import GROWN
+
+    path = Path(args.policy) / GROWN
+    if args.scenario is not None or not path.is_file():
+        return {}
+    table = read_table(path)
+    policy_id = policy_id_of(args.policy, policy)
+    return {"grown": dataclasses.replace(table, policy_id=policy_id, version=args.version)}
+
+
 def policy_id_of(spec: str, policy: Policy) -> bytes:
     """16 bytes that name the policy: by its weights, or by its name where it has none."""
     text = policy_digest(spec) or f"{policy.name}"
@@ -326,6 +366,8 @@ def report_of(
             "trials": made.polished.trials,
             "cgroup_steps": made.polished.cgroup_steps,
         },
+        "others": made.others,
+        "instead": made.instead,
         "report_hosts": len(made.policy_score),
         "policy_score": float(np.mean(made.policy_score)),
         "table_score": float(np.mean(made.table_score)),
@@ -360,6 +402,9 @@ def summary(content: dict[str, Any]) -> str:
             3,
             f"polish: {polished['changes']} levels changed in {polished['trials']} trials, {kept}",
         )
+    if content["instead"]:
+        written = {"owner": "the owner's configuration", "grown": "the rules the run started from"}
+        lines.insert(1, f"best on the validation hosts, so written: {written[content['instead']]}")
     return "\n".join(lines)
 
 

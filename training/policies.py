@@ -27,16 +27,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from memcg_gym.agents.inputs import FACTOR, GAIN
-from memcg_gym.agents.learned import WIDTH, level_mask
+from memcg_gym.agents.learned import LOGIT_BOUND, WIDTH, Start, level_mask
 from memcg_gym.envs.contract.features import N_FEATURES
 from memcg_gym.envs.contract.heads import LEVEL_COUNTS, N_HEADS
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-LOGIT_BOUND = 15.0
-"""Bound on logits: odds of e**30 are as good as certain."""
-START_PREFERENCE = 2.0
-"""Logit of the preferred level at the start: 65 % where a head has five levels, 88 % with two."""
 
 
 class LevelsPolicy(ActorCriticPolicy):
@@ -47,6 +42,8 @@ class LevelsPolicy(ActorCriticPolicy):
         supported: 1 where the scenario has a knob for the head, length ``N_HEADS``.
         hidden, critic_hidden: Widths of the hidden layers.
         activation: ``"relu"`` or ``"tanh"``.
+        preference: Logit of the preferred level at the start: 2 is 65 % where a head has five
+            levels, 88 % where it has two.
         **kwargs: Passed on to SB3.
     """
 
@@ -69,8 +66,10 @@ class LevelsPolicy(ActorCriticPolicy):
         hidden: tuple[int, ...] = (64, 64),
         critic_hidden: tuple[int, ...] = (64, 64),
         activation: str = "relu",
+        preference: float = 2.0,
         **kwargs: Any,
     ) -> None:
+        self.preference = preference
         self.supported = tuple(int(s) for s in supported)
         self.hidden, self.critic_hidden = tuple(hidden), tuple(critic_hidden)
         self.activation = activation
@@ -83,35 +82,70 @@ class LevelsPolicy(ActorCriticPolicy):
         self.register_buffer("factor", th.from_numpy(FACTOR), persistent=False)
         self.actor = make_mlp(self.hidden, N_HEADS * WIDTH, self.activation, 0.01)
         self.critic = make_mlp(self.critic_hidden, 1, self.activation, 1.0)
+        self.start: Start | None = None
         self.prefer((0,) * N_HEADS)
         self.optimizer = th.optim.Adam(
             self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
         )
 
-    def prefer(self, levels: Sequence[int]) -> None:
+    def prefer(self, levels: Sequence[int] | None) -> None:
         """Start out preferring one level of each head, whatever the observation.
 
         Args:
-            levels: One level a head; all zero is the owner's configuration.
+            levels: One level a head; all zero is the owner's configuration; None = no preference.
         """
         with th.no_grad():
             last = self.actor[-1]
             assert isinstance(last, nn.Linear)  # by construction
             bias = last.bias.view(N_HEADS, WIDTH)
             bias.zero_()
-            for head, level in enumerate(levels):
-                bias[head, level] = START_PREFERENCE
+            for head, level in enumerate(levels or ()):
+                bias[head, level] = self.preference
+
+    def start_from(self, start: Start | None) -> None:
+        """Start out preferring what rules answer; the network learns to correct them."""
+        self.start = start
+        if start is not None:
+            self.prefer(None)
+            self.thresholds = [float(t) for t in start.rules.scaled_thresholds()]
+            self.rule_logits = th.from_numpy(start.rule_logits())
+
+    def start_logits(self, inputs: th.Tensor) -> th.Tensor:
+        """What the rules add to the logits, ``(rows, 35)``."""
+        assert self.start is not None  # asked only then
+        rule = th.zeros(len(inputs), dtype=th.int64)
+        for split, threshold in zip(self.start.rules.splits, self.thresholds, strict=True):
+            moved = (rule == split.rule) & (inputs[:, split.feature] > threshold)
+            rule.masked_fill_(moved, split.above)
+        return self.rule_logits.index_select(0, rule)
+
+    def always(self, levels: Sequence[int]) -> None:
+        """Choose these levels, by argmax, whatever the observation."""
+        with th.no_grad():
+            last = self.actor[-1]
+            assert isinstance(last, nn.Linear)  # by construction
+            last.weight.zero_()
+        self.start_from(None)
+        self.prefer(levels)
 
     def scale(self, obs: th.Tensor) -> th.Tensor:
         """Network inputs of observations in units; needs no gradient."""
         return th.copysign(th.log1p(self.gain * obs.abs()) * self.factor, obs)
+
+    def logits(self, inputs: th.Tensor) -> th.Tensor:
+        """Masked logits ``(rows, 35)``; bounded, but for what rules add."""
+        logits = self.actor(inputs).clamp(-LOGIT_BOUND, LOGIT_BOUND)
+        if self.start is not None:
+            logits = logits + self.start_logits(inputs)
+        masked: th.Tensor = logits * self.keep + self.mask
+        return masked
 
     def weights(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Masked logits, their exponentials ``(rows, 35)``, and each head's sum ``(rows, 7)``.
 
         Logits are bounded, so exponentials can neither overflow nor vanish for a whole head.
         """
-        logits = self.actor(inputs).clamp(-LOGIT_BOUND, LOGIT_BOUND) * self.keep + self.mask
+        logits = self.logits(inputs)
         exponentials = logits.exp()
         return logits, exponentials, exponentials @ self.per_head
 
@@ -136,7 +170,7 @@ class LevelsPolicy(ActorCriticPolicy):
 
     def best(self, inputs: th.Tensor) -> th.Tensor:
         """The most probable level of every head, ``(rows, N_HEADS)``: what is deployed."""
-        logits = self.actor(inputs) * self.keep + self.mask
+        logits = self.logits(inputs)
         levels: th.Tensor = logits.view(-1, N_HEADS, WIDTH).argmax(dim=-1)
         return levels
 
@@ -181,6 +215,7 @@ class LevelsPolicy(ActorCriticPolicy):
             "hidden": self.hidden,
             "critic_hidden": self.critic_hidden,
             "activation": self.activation,
+            "preference": self.preference,
         }
 
 
@@ -213,10 +248,11 @@ def as_tensor(obs: PyTorchObs) -> th.Tensor:
     return obs
 
 
-def make_mlp(hidden: tuple[int, ...], outputs: int, activation: str, gain: float) -> nn.Sequential:
+def make_mlp(
+    hidden: tuple[int, ...], outputs: int, activation: str, gain: float, width: int = N_FEATURES
+) -> nn.Sequential:
     """A plain network, initialised orthogonally, the last layer with its own gain."""
     layers: list[nn.Module] = []
-    width = N_FEATURES
     for size in hidden:
         layers += [nn.Linear(width, size), nn.ReLU() if activation == "relu" else nn.Tanh()]
         width = size

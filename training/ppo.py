@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -34,6 +34,34 @@ REWARD_SCALE = 0.1
 """Constant factor on rewards in training: keeps returns, at most about 50 rewards deep, near 1."""
 
 
+class End(NamedTuple):
+    """Where a row was cut: its last observation, and the discount of what would have followed."""
+
+    row: int
+    observation: Array
+    discount: float
+
+
+class Held(NamedTuple):
+    """What came of holding levels for some ticks.
+
+    Attributes:
+        observation: After the last tick.
+        rewards: Discounted sums, scaled.
+        dones: True where the episode or the tenant ended on the way.
+        active: True where this is a transition.
+        ends: Rows to bootstrap from their own last observation.
+        ticks: Active cgroup-ticks.
+    """
+
+    observation: Array
+    rewards: Array
+    dones: Array
+    active: Array
+    ends: list[End]
+    ticks: int
+
+
 class CgroupPPO(PPO):
     """PPO for a :class:`CgroupVecEnv`; make one with :func:`make_ppo`.
 
@@ -50,6 +78,7 @@ class CgroupPPO(PPO):
         self.keep_going = True
         self.seconds: dict[str, float] = defaultdict(float)
         self.rows_counted = 0
+        self.hold_ticks, self.tick_gamma = 1, self.gamma
         self.generator = th.Generator().manual_seed(self.seed or 0)
         self.rollout_buffer.rng = np.random.default_rng(self.seed)
 
@@ -77,18 +106,19 @@ class CgroupPPO(PPO):
                 inputs = self.policy.scale(th.from_numpy(last_obs))
                 actions, values, log_probs = self.policy.act(inputs, self.generator)
             stepped = time.perf_counter()
-            new_obs, rewards, dones, infos = env.step(actions.numpy())
+            held = self._hold(env, actions.numpy())
             in_env += time.perf_counter() - stepped
-            active: Array = env.unwrapped.active_rows  # type: ignore[attr-defined]
-            self.num_timesteps += int(active.sum())
-            self.rows_counted += int(active.sum())
+            self.num_timesteps += held.ticks
+            self.rows_counted += held.ticks
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            rewards = rewards * REWARD_SCALE
-            self._bootstrap(rewards, dones, infos)
-            buffer.add(inputs.numpy(), actions.numpy(), rewards, starts, values, log_probs, active)
-            last_obs, starts = new_obs, dones
+            dones = held.dones
+            rewards = self._bootstrap(held)
+            buffer.add(
+                inputs.numpy(), actions.numpy(), rewards, starts, values, log_probs, held.active
+            )
+            last_obs, starts = held.observation, dones
         self._last_obs, self._last_episode_starts = last_obs, starts
         with th.no_grad():
             last_values = self.policy.predict_values(th.from_numpy(last_obs)).squeeze(-1)
@@ -99,17 +129,45 @@ class CgroupPPO(PPO):
         self.seconds["rollout"] += time.perf_counter() - began - in_env
         return True
 
-    def _bootstrap(self, rewards: Array, dones: Array, infos: list[dict[str, Any]]) -> None:
-        """Add the discounted value of the terminal observation where a row was truncated."""
-        rows = [
-            row for row in np.flatnonzero(dones) if infos[row].get("TimeLimit.truncated", False)
-        ]
-        if not rows:
-            return
-        last = np.stack([infos[row]["terminal_observation"] for row in rows])
-        with th.no_grad():
-            values = self.policy.predict_values(th.from_numpy(last)).squeeze(-1).numpy()
-        rewards[rows] += self.gamma * values
+    def _hold(self, env: VecEnv, actions: Array) -> Held:
+        """Step ``hold_ticks`` times with the same levels; a row's transition ends with its episode.
+
+        What a row earns after its end in the same stretch belongs to nobody: the levels were
+        chosen for another episode, or for an empty slot.
+        """
+        goes_on: Array = np.ones(env.num_envs, dtype=np.bool_)
+        active = np.zeros(env.num_envs, dtype=np.bool_)
+        rewards = np.zeros(env.num_envs, dtype=np.float32)
+        ends: list[End] = []
+        ticks, discount = 0, 1.0
+        observation: Any = None
+        for tick in range(self.hold_ticks):
+            observation, reward, dones, infos = env.step(actions)
+            counted: Array = env.unwrapped.active_rows & goes_on  # type: ignore[attr-defined]
+            if tick == 0:
+                # A tenant that left in the very first tick has made no transition.
+                active = counted.copy()
+            ticks += int(counted.sum())
+            rewards[counted] += discount * reward[counted]
+            for row in np.flatnonzero(dones & goes_on):
+                if infos[row].get("TimeLimit.truncated", False):
+                    # The tick a tenant left in is no transition: its last vector is older by one.
+                    lasted = discount * (self.tick_gamma if counted[row] else 1.0)
+                    ends.append(End(int(row), infos[row]["terminal_observation"], lasted))
+            goes_on &= counted & ~dones
+            discount *= self.tick_gamma
+        return Held(observation, rewards * REWARD_SCALE, ~goes_on, active, ends, ticks)
+
+    def _bootstrap(self, held: Held) -> Array:
+        """Rewards with the discounted value of the terminal observation where a row was cut."""
+        rewards: Array = held.rewards
+        if held.ends:
+            last = np.stack([end.observation for end in held.ends])
+            with th.no_grad():
+                values = self.policy.predict_values(th.from_numpy(last)).squeeze(-1).numpy()
+            rows = [end.row for end in held.ends]
+            rewards[rows] += np.array([end.discount for end in held.ends], np.float32) * values
+        return rewards
 
     def train(self) -> None:
         """Several epochs over the rollout's active rows."""
@@ -183,20 +241,25 @@ class CgroupPPO(PPO):
 LOGGED = ("policy_gradient_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 
 
-def make_ppo(env: CgroupVecEnv, config: PpoConfig, seed: int) -> CgroupPPO:
+def make_ppo(
+    env: CgroupVecEnv,
+    config: PpoConfig,
+    seed: int,
+    policy: type[LevelsPolicy] = LevelsPolicy,
+) -> CgroupPPO:
     """PPO with a preset's numbers, on the CPU."""
     start, ratio = config.learning_rate, config.final_learning_rate_ratio
     with warnings.catch_warnings():
         # SB3 warns of a truncated last minibatch; our buffer cuts even ones.
         warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-        return CgroupPPO(
-            LevelsPolicy,
+        model = CgroupPPO(
+            policy,
             env,
             learning_rate=lambda left: start * (ratio + (1.0 - ratio) * left),
             n_steps=config.n_steps,
             batch_size=config.batch_size,
             n_epochs=config.n_epochs,
-            gamma=config.gamma,
+            gamma=config.gamma**config.hold_ticks,
             gae_lambda=config.gae_lambda,
             clip_range=config.clip_range,
             ent_coef=config.ent_coef,
@@ -208,7 +271,10 @@ def make_ppo(env: CgroupVecEnv, config: PpoConfig, seed: int) -> CgroupPPO:
                 "hidden": config.hidden,
                 "critic_hidden": config.critic_hidden,
                 "activation": config.activation,
+                "preference": config.start_preference,
             },
             seed=seed,
             device="cpu",
         )
+    model.hold_ticks, model.tick_gamma = config.hold_ticks, config.gamma
+    return model

@@ -9,6 +9,7 @@
     progress.jsonl  one object a line: what TensorBoard shows
     tensorboard/    the same for TensorBoard
     checkpoints/    to resume from
+    grown.mrt, .json  the rules the policy started from, where the preset grows some
     best/           the policy with the best validation score so far
 
 Units: rows (active cgroup-ticks).
@@ -42,6 +43,7 @@ CONFIG, COMMAND, VERSIONS, PROGRESS = (
     "versions.json",
     "progress.jsonl",
 )
+GROWN = "grown.mrt"
 PACKAGES = ("gymnasium", "numba", "numpy", "pydantic", "safetensors", "stable-baselines3", "torch")
 
 

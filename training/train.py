@@ -6,6 +6,7 @@ Units: rows (active cgroup-ticks); scores as ``training/validation.py`` says.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import signal
 import threading
@@ -22,10 +23,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 
-from memcg_gym.agents.constant import search_best_constant
+from memcg_gym.agents.learned import Start
 from memcg_gym.configs.loader import load_objective, load_scenario, load_training
+from memcg_gym.configs.widen import widened
+from memcg_gym.enforcer.table import write_table
 from memcg_gym.envs.contract.errors import ConfigError
-from memcg_gym.envs.contract.heads import HEADS, N_HEADS
+from memcg_gym.envs.contract.heads import N_HEADS
 from memcg_gym.envs.sb3_vec_env import CgroupVecEnv
 from memcg_gym.training import run_folder
 from memcg_gym.training.checkpoint import (
@@ -40,6 +43,9 @@ from memcg_gym.training.checkpoint import (
     to_learned,
 )
 from memcg_gym.training.cli import INTERRUPTED
+from memcg_gym.training.distil import World
+from memcg_gym.training.grow import GrowConfig, grow
+from memcg_gym.training.policies import LevelsPolicy
 from memcg_gym.training.ppo import CgroupPPO, make_ppo
 from memcg_gym.training.run_folder import RunConfig
 from memcg_gym.training.validation import Validation
@@ -137,9 +143,8 @@ def configure(args: argparse.Namespace) -> RunConfig:
     seed = args.seed or 0
     if seed < 0:
         raise ConfigError(f"--seed: needs 0 or more, got {seed}")
-    return RunConfig(
-        training, load_scenario(training.scenario), load_objective(training.objective), seed
-    )
+    scenario = widened(load_scenario(training.scenario), training.widen_ratio)
+    return RunConfig(training, scenario, load_objective(training.objective), seed)
 
 
 def refuse_with_resume(args: argparse.Namespace) -> None:
@@ -217,7 +222,7 @@ def train(
         if resume:
             progress = load_checkpoint(newest_checkpoint(folder), model, env)
         else:
-            model.policy.prefer(starting_levels(config))
+            model.policy.start_from(grow_start(config, folder))
             progress = RunProgress(
                 next_validation=training.validate_every_rows,
                 next_checkpoint=training.checkpoint_every_rows,
@@ -245,23 +250,26 @@ def train(
         env.close()
 
 
-def starting_levels(config: RunConfig) -> tuple[int, ...]:
-    """The levels the untrained policy prefers: the owner's, or the best constant action found.
+def grow_start(config: RunConfig, folder: Path) -> Start | None:
+    """The rules a run starts from, kept in the run folder; None where its preset grows none.
 
     Where every single step away from the owner's configuration hurts at first, exploration around
-    it teaches PPO to do nothing; a short search over constants finds the better corner to start in.
+    it teaches PPO to do nothing; rules grown by trial are a better place to start.
     """
-    budget = config.training.search_cgroup_steps
+    budget = config.training.grow_cgroup_steps
     if budget == 0:
-        return (0,) * N_HEADS
-    found = search_best_constant(
-        config.scenario,
-        config.objective,
-        budget_cgroup_steps=budget,
+        return None
+    world = World(
+        scenario=config.scenario,
+        objective=config.objective,
         host_kind=config.training.host_kind,
         seed=config.seed,
     )
-    return tuple(getattr(found.config, head.name) for head in HEADS)
+    with Console(stderr=True).status("growing rules") as status:
+        grown = grow(world, GrowConfig(budget=budget), lambda text: status.update(text))
+    write_table(folder / run_folder.GROWN, grown.rules.table())
+    run_folder.write_json(folder / "grown.json", grown.to_json())
+    return Start(grown.rules, config.training.ppo.start_preference)
 
 
 def make_env(config: RunConfig, threads: int = 1) -> CgroupVecEnv:
@@ -331,6 +339,7 @@ class Conductor(BaseCallback):
         if self.progress.iteration > 0:
             self._between(self.ppo)
         elif self.num_timesteps == 0:
+            self._keep_owner(self.ppo)
             self._validate(self.ppo)
 
     def _on_rollout_end(self) -> None:
@@ -373,12 +382,22 @@ class Conductor(BaseCallback):
             save_policy(self.folder / "best", model.policy, self._describe(model, score))
         self.bar.update(self._task, score=f"score {score:.4f} (owner {self.owner_score:.4f})")
 
+    def _keep_owner(self, model: CgroupPPO) -> None:
+        """The owner's configuration is the policy to beat: nothing below it becomes the best."""
+        owner = copy.deepcopy(model.policy)
+        owner.always((0,) * N_HEADS)
+        self.progress.best_score, self.progress.best_rows = self.owner_score, 0
+        description = self._describe(model, self.owner_score, owner)
+        save_policy(self.folder / "best", owner, description)
+
     def _save(self, model: CgroupPPO) -> None:
         description = self._describe(model, None)
         save_checkpoint(self.folder, model, self.env, self.progress, description)
         self._checkpointed = model.num_timesteps
 
-    def _describe(self, model: CgroupPPO, score: float | None) -> dict[str, Any]:
+    def _describe(
+        self, model: CgroupPPO, score: float | None, policy: LevelsPolicy | None = None
+    ) -> dict[str, Any]:
         config = self.config
         origin = {
             "scenario": config.scenario.name,
@@ -389,7 +408,7 @@ class Conductor(BaseCallback):
             "validation_score": score,
             "owner_score": self.owner_score,
         }
-        return describe_policy(model.policy, self.folder.resolve().name, origin)
+        return describe_policy(policy or model.policy, self.folder.resolve().name, origin)
 
 
 def make_bar() -> Progress:

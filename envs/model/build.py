@@ -363,11 +363,9 @@ def _build_region(config: RegionConfig, draw: _Draw, memcg: Any, region: Any) ->
     region.type = ANON if config.kind == "anon" else FILE
     region.burst = config.burst
     region.pages = math.floor(draw(config.size_mib) * PAGES_PER_MIB)
-    region.full_pages = region.pages
     region.touches_per_s = config.touches_per_request * memcg.requests_per_s
     region.background_per_s = config.touches_per_s
     region.write_share, region.critical_share = config.write_share, config.critical_share
-    region.loops = config.pattern == "loop"
     heat = heat_of(config)
     region.bin_pages[:] = heat.share_of_pages * region.pages
     region.bin_heat[:] = heat.share_of_touches
@@ -449,7 +447,7 @@ def _join_shared(scenario: ScenarioConfig, memcgs: Array, regions: Array) -> Non
             region.ring_memcg, region.ring_region = following
             memcgs[at[0]].sharers = len(ring) - 1
             if at != ring[0]:
-                region.pages, region.full_pages = first.pages, first.full_pages
+                region.pages = first.pages
                 region.bin_pages[:] = first.bin_pages
                 region.rate[:] = region.bin_heat / np.maximum(first.bin_pages, 1e-9)
                 region.absent[:] = 0.0

@@ -184,8 +184,8 @@ MEMCG: Fields = [
 
 REGION: Fields = [
     ("used", I8), ("kind", I8), ("pattern", I8), ("type", I8), ("burst", I8),
-    ("pages", F8), ("full_pages", F8), ("touches_per_s", F8), ("background_per_s", F8),
-    ("write_share", F8), ("critical_share", F8), ("loops", I8),
+    ("pages", F8), ("touches_per_s", F8), ("background_per_s", F8),
+    ("write_share", F8), ("critical_share", F8),
     ("ring_memcg", I8), ("ring_region", I8), ("position", F8),
     ("bin_pages", F8, (N_BINS,)), ("bin_heat", F8, (N_BINS,)),
     ("rate", F8, (N_BINS,)),  # touches per page and second at nominal load

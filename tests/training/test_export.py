@@ -3,12 +3,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from memcg_gym.agents.policy import Policy
+from memcg_gym.agents.table import TablePolicy
 from memcg_gym.enforcer.render import read_support
 from memcg_gym.enforcer.table import read_table
 from memcg_gym.envs.contract.schema import contract_hash
 from memcg_gym.training import cli
+from memcg_gym.training import distil as distil_module
+from memcg_gym.training import export as export_verb
+from memcg_gym.training.distil import DistilConfig, World
 
 SMALL = [
     "--scenario", "burst", "--leaves", "8", "--rounds", "1", "--hosts", "2", "--settle-ticks", "10",
@@ -67,6 +73,25 @@ def test_a_table_that_loses_too_much_is_not_written(
     assert cli.main(argv) == 1
     assert "not written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_owner_s_configuration_is_written_where_no_table_beats_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scored(policy: Policy, world: World, config: DistilConfig, purpose: int) -> np.ndarray:
+        owner = isinstance(policy, TablePolicy) and not policy.table.levels.any()
+        return np.full(config.validate_hosts, 0.0 if owner else -1.0)
+
+    for module in (export_verb, distil_module):
+        monkeypatch.setattr(module, "score_hosts", scored)
+    out = tmp_path / "policy.mrt"
+    assert cli.main(["export", "host-aware", *SMALL, "--out", str(out)]) == 0
+
+    table = read_table(out)
+    assert table.n_rules == 1 and not table.levels.any() and any(table.policy_id)
+    report = json.loads((tmp_path / "policy.mrt.export.json").read_text())
+    assert report["instead"] == "owner" and report["others"] == {"owner": 0.0}
+    assert "the owner's configuration" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
+from memcg_gym.agents.learned import Start
+from memcg_gym.agents.rules import Change, Rules
 from memcg_gym.configs.schema import PpoConfig
-from memcg_gym.envs.contract.features import N_FEATURES, F
+from memcg_gym.envs.contract.features import N_FEATURES, SHIFT, F
 from memcg_gym.envs.contract.heads import LEVEL_COUNTS, N_HEADS, Head
 from memcg_gym.envs.sb3_vec_env import CgroupVecEnv, row_space
 from memcg_gym.training.buffer import MaskedRolloutBuffer
+from memcg_gym.training.checkpoint import to_learned
 from memcg_gym.training.policies import WIDTH, LevelsPolicy
-from memcg_gym.training.ppo import REWARD_SCALE, CgroupPPO, make_ppo
+from memcg_gym.training.ppo import REWARD_SCALE, CgroupPPO, End, Held, make_ppo
 from tests.envs.small import small_env
 
 SUPPORTED = (1, 1, 0, 1, 0, 0, 1)
@@ -222,19 +225,19 @@ def test_a_rollout_holds_the_policy_s_own_actions_and_scaled_inputs() -> None:
     assert np.array_equal(buffer.observations[0], old.scale(first).numpy())
 
 
+def value_of(model: CgroupPPO, observation: np.ndarray) -> float:
+    return model.policy.predict_values(th.from_numpy(observation[None])).item()
+
+
 def test_a_truncated_row_s_reward_holds_the_value_of_its_terminal_observation() -> None:
     model = quiet(make_ppo(small_env(hosts=2), SMALL, seed=1))
     terminal = row_space().sample()
-    rewards = np.array([1.0, 1.0, 1.0], dtype=np.float32)
-    infos: list[dict[str, Any]] = [
-        {},
-        {"terminal_observation": terminal, "TimeLimit.truncated": True},
-        {"terminal_observation": terminal, "TimeLimit.truncated": False},
-    ]
-    model._bootstrap(rewards, np.array([False, True, True]), infos)
-    value = model.policy.predict_values(th.from_numpy(terminal[None])).item()
+    nothing = np.zeros((3, N_FEATURES), dtype=np.float32)
+    dones, active = np.array([False, True, True]), np.ones(3, dtype=bool)
+    ends = [End(1, terminal, 0.25)]
+    rewards = model._bootstrap(Held(nothing, np.ones(3, np.float32), dones, active, ends, 3))
     assert rewards[0] == rewards[2] == 1.0
-    assert rewards[1] == pytest.approx(1.0 + model.gamma * value)
+    assert rewards[1] == pytest.approx(1.0 + 0.25 * value_of(model, terminal))
 
 
 class Lookup(VecEnv):
@@ -281,6 +284,101 @@ class Lookup(VecEnv):
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         self.rng = np.random.default_rng(seed)
         return [seed] * self.num_envs
+
+
+class Script(Lookup):
+    """Rows whose every tick is written down: reward, done and whether the tick was a transition."""
+
+    def __init__(self, rewards: Any, dones: Any, active: Any) -> None:
+        self.rewards = np.array(rewards, dtype=np.float32)
+        self.dones, self.active = np.array(dones, dtype=bool), np.array(active, dtype=bool)
+        self.tick = 0
+        super().__init__(self.rewards.shape[1])
+
+    def at(self, tick: int) -> np.ndarray:
+        return np.full((self.num_envs, N_FEATURES), 0.01 * tick, dtype=np.float32)
+
+    def reset(self) -> np.ndarray:
+        self.tick = 0
+        return self.at(0)
+
+    def step_wait(self) -> Any:
+        at, self.tick = self.tick, self.tick + 1
+        self.active_rows = self.active[at]
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for row in np.flatnonzero(self.dones[at]):
+            infos[row] = {"terminal_observation": self.at(50 + at)[row]}
+            infos[row]["TimeLimit.truncated"] = True
+        return self.at(self.tick), self.rewards[at], self.dones[at], infos
+
+
+HELD = SMALL.model_copy(update={"hold_ticks": 3, "gamma": 0.5})
+
+
+def test_held_levels_earn_the_discounted_sum_until_the_row_ends() -> None:
+    # Rows: nothing happens; the episode ends in tick 2; the tenant leaves in tick 2 (no
+    # transition); leaves in tick 1; the slot is empty until somebody comes in tick 2.
+    rewards = [[8.0, 8.0, 8.0, 0.0, 0.0], [8.0, 8.0, 0.0, 0.0, 0.0], [8.0, 8.0, 8.0, 8.0, 8.0]]
+    dones = [[0, 0, 0, 1, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
+    active = [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]
+    env: Any = Script(rewards, dones, active)
+    model = quiet(make_ppo(env, HELD, seed=1))
+    env.reset()
+
+    held = model._hold(env, np.zeros((5, N_HEADS), dtype=np.int64))
+
+    sums = np.array([8.0 + 4.0 + 2.0, 8.0 + 4.0, 8.0, 0.0, 0.0])
+    assert held.rewards == pytest.approx(REWARD_SCALE * sums)
+    assert held.active.tolist() == [True, True, True, False, False]
+    assert held.dones.tolist() == [False, True, True, True, True]
+    assert held.ticks == 3 + 2 + 1
+    assert np.array_equal(held.observation, env.at(3))
+    # Of a whole tick the row lived through, or of the one it was gone in.
+    assert [(end.row, end.discount) for end in held.ends] == [(3, 1.0), (1, 0.25), (2, 0.5)]
+    assert np.array_equal(held.ends[1].observation, env.at(51)[1])
+    assert model.gamma == 0.5**3
+
+
+def test_holding_for_one_tick_is_a_plain_step() -> None:
+    env: Any = Script([[3.0, 5.0]], [[0, 1]], [[1, 1]])
+    model = quiet(make_ppo(env, HELD.model_copy(update={"hold_ticks": 1}), seed=1))
+    env.reset()
+    held = model._hold(env, np.zeros((2, N_HEADS), dtype=np.int64))
+    assert held.rewards == pytest.approx(REWARD_SCALE * np.array([3.0, 5.0]))
+    assert held.dones.tolist() == [False, True] and held.active.all()
+    assert [(end.row, end.discount) for end in held.ends] == [(1, 0.5)]
+
+
+def start() -> Start:
+    split = Change(0, F.PRIORITY, 1 << SHIFT, True, ((Head.RECLAIM, 3),))
+    return Start(Rules().changed(split).changed(Change(0, -1, 0, False, ((Head.PROTECT, 2),))), 4.0)
+
+
+def test_a_policy_that_starts_from_rules_answers_as_they_do() -> None:
+    th.manual_seed(0)
+    made = LevelsPolicy(
+        row_space(), spaces.MultiDiscrete(np.array(LEVEL_COUNTS)), lambda _: 1e-3, preference=4.0
+    )
+    made.start_from(start())
+    rng = np.random.default_rng(3)
+    low, high = row_space().low, row_space().high
+    fixed = (rng.uniform(low, high, (500, N_FEATURES)) * (1 << SHIFT)).astype(np.int32)
+    fixed[:, F.PRIORITY] = rng.integers(0, 4, 500) << SHIFT
+    rules = start().rules
+    wanted = rules.levels[rules.rule_of(fixed)]
+    observation = th.from_numpy(fixed.astype(np.float32) / np.float32(1 << SHIFT))
+    assert np.array_equal(made.best(made.scale(observation)).numpy(), wanted)
+    assert len(np.unique(wanted[:, Head.RECLAIM])) == 2
+    # What is deployed is the same network on integers.
+    assert np.array_equal(to_learned(made).logits(fixed).argmax(axis=-1), wanted)
+
+
+def test_the_owner_s_configuration_can_be_had_from_any_policy() -> None:
+    made = policy()
+    made.start_from(start())
+    assert made.best(inputs()).any()
+    made.always((0,) * N_HEADS)
+    assert not made.best(inputs()).any()
 
 
 def test_learns_what_is_known_to_be_best() -> None:

@@ -10,17 +10,21 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from memcg_gym.agents.learned import load_policy
+from memcg_gym.agents.learned import Start, load_policy
+from memcg_gym.agents.rules import Change, Rules
 from memcg_gym.configs.loader import load_training, names
+from memcg_gym.configs.widen import widened
+from memcg_gym.enforcer.table import read_table
 from memcg_gym.envs.contract.errors import CheckpointError, ContractMismatch
+from memcg_gym.envs.contract.heads import Head
 from memcg_gym.envs.contract.schema import contract_hash
 from memcg_gym.envs.core import HostBatch
 from memcg_gym.envs.sb3_vec_env import CgroupVecEnv
 from memcg_gym.training import cli
+from memcg_gym.training import train as train_verb
 from memcg_gym.training.checkpoint import newest_checkpoint
-from memcg_gym.training.ppo import make_ppo
-from memcg_gym.training.run_folder import open_run, read_progress, trim_progress
-from memcg_gym.training.train import make_env, make_validation, starting_levels
+from memcg_gym.training.run_folder import RunConfig, open_run, read_progress, trim_progress
+from memcg_gym.training.train import make_validation
 from memcg_gym.training.validation import Validation
 from tests.envs.small import SMALL_TOML, objective, small_scenario
 
@@ -241,27 +245,72 @@ def test_validation_hosts_are_no_training_hosts(preset: Path, tmp_path: Path) ->
     assert scored.isdisjoint(env._the_pool.seeds.tolist())
 
 
-def test_a_run_can_start_from_the_best_constant_action(preset: Path, tmp_path: Path) -> None:
+GROWN = ("--set", "grow_cgroup_steps=30000", "--set", "ppo.start_preference=3.0")
+
+
+def test_a_run_can_start_from_grown_rules(preset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    budget = "search_cgroup_steps=20000"
-    assert train("--config", preset, "--set", budget, "--set", "total_rows=1", "--out", run) == 0
+    assert train("--config", preset, *GROWN, "--set", "total_rows=1", "--out", run) == 0
 
-    config = open_run(run)
-    levels = starting_levels(config)
-    batch = HostBatch(config.scenario, config.objective, n_hosts=1)
-    batch.reset(0)
-    batch.settle(5)
-    policy = make_ppo(make_env(config), config.training.ppo, seed=0).policy
-    policy.prefer(levels)
+    grown = json.loads((run / "grown.json").read_text())
+    assert read_table(run / "grown.mrt").n_rules <= len(grown["levels"])
+    start = load_policy(newest_checkpoint(run)).start
+    assert start is not None and start.preference == 3.0
+    assert start.rules.to_json() == {key: grown[key] for key in ("splits", "levels")}
 
-    chosen, *_ = policy.predict(batch.observation[0], deterministic=True)
-    assert (chosen == np.array(levels)).all()
+    table = tmp_path / "policy.mrt"
+    few = "--rounds 1 --hosts 2 --settle-ticks 4 --ticks 6 --validate-hosts 2 --validate-ticks 6"
+    assert cli.main(["export", str(run), "--out", str(table), *few.split()]) == 0
+    report = json.loads(Path(f"{table}.export.json").read_text())
+    assert set(report["others"]) == {"owner", "grown"}
 
 
-def test_without_a_search_a_run_starts_from_the_owner_s_configuration(
-    preset: Path, tmp_path: Path
+def test_a_run_from_grown_rules_resumes_to_the_same_bits(preset: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train("--config", preset, *GROWN, "--out", whole) == 0
+    assert train("--config", preset, *GROWN, "--out", parts, "--stop-at", 100) == 0
+    assert train("--resume", parts) == 0
+    assert weights(parts) == weights(whole)
+    assert load_policy(newest_checkpoint(parts)).start is not None
+
+
+def test_a_run_holds_actions_and_counts_every_tick(preset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    held = ("--set", "ppo.hold_ticks=4", "--set", "ppo.n_steps=8")
+    assert train("--config", preset, *held, "--out", run) == 0
+    rows = [entry["rows"] for entry in read_progress(run / "progress.jsonl")]
+    assert rows[-1] >= 400
+    assert np.diff(rows).max() > 8 * 6  # more than a row for each decision
+
+
+def test_training_hosts_can_be_drawn_from_wider_ranges(preset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ("--set", "widen_ratio=0.5", "--set", "total_rows=1")
+    assert train("--config", preset, *settings, "--out", run) == 0
+    assert open_run(run).scenario == widened(small_scenario(), 0.5)
+    # Resuming does not widen them again.
+    assert train("--resume", run) == 0
+    assert open_run(run).scenario == widened(small_scenario(), 0.5)
+
+
+def test_no_policy_below_the_owner_s_configuration_becomes_the_best(
+    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
+
+    def reclaiming(config: RunConfig, folder: Path) -> Start:
+        return Start(Rules().changed(Change(0, -1, 0, False, ((Head.RECLAIM, 4),))), 12.0)
+
+    def unbeatable(self: Validation) -> np.ndarray:
+        return np.zeros(2)
+
+    monkeypatch.setattr(train_verb, "grow_start", reclaiming)
+    monkeypatch.setattr(Validation, "owner_scores", unbeatable)
     assert train("--config", preset, "--set", "total_rows=1", "--out", run) == 0
 
-    assert starting_levels(open_run(run)) == (0,) * 7
+    assert load_policy(newest_checkpoint(run)).start is not None
+    best = load_policy(run)
+    assert best.start is None and best.description["validation_score"] == 0.0
+    batch = HostBatch(small_scenario(), objective(), n_hosts=2)
+    batch.reset(0)
+    assert not best.decide(batch.features, batch.active).any()

@@ -100,8 +100,7 @@ def records(regions: Sequence[TwinRegion], lru: str, swappiness: int) -> tuple[A
         row.type = ANON if region.kind == "anon" else FILE
         sweeps = region.pattern in ("loop", "stream")
         row.pattern = Pattern.SWEEP if sweeps else Pattern.HEAT
-        row.loops = region.pattern == "loop"
-        row.pages = row.full_pages = row.gone_pages = region.n_pages
+        row.pages = row.gone_pages = region.n_pages
         row.bin_pages[:n_bins] = heat.share_of_pages * region.n_pages
         row.bin_heat[:n_bins] = heat.share_of_touches
         row.rate[:] = row.bin_heat / np.maximum(row.bin_pages, 1e-9)
