@@ -38,6 +38,12 @@ LEARNED = ("learned", "table")
 GROWN = "grown rules"
 
 
+def upper_of(provenance: dict[str, Any]) -> str | None:
+    """The policy of the upper line, where there is one."""
+    upper = provenance.get("upper")
+    return upper["policy"] if upper else None
+
+
 def group(policies: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Policies by name; training seeds of the network and of the table under one name each."""
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -166,7 +172,7 @@ def main() -> None:
         p = data["provenance"]
         for name, scenario in data["scenarios"].items():
             title = f"{name}, {p['host_kind']}"
-            lines.append(summary_line(title, scenario["policies"], p.get("upper")))
+            lines.append(summary_line(title, scenario["policies"], upper_of(p)))
     lines.append("")
     for data in found:
         p = data["provenance"]
@@ -181,9 +187,7 @@ def main() -> None:
             "",
         ]
         for name, scenario in data["scenarios"].items():
-            lines += scenario_lines(
-                f"{name}, {p['host_kind']}", scenario["policies"], p.get("upper")
-            )
+            lines += scenario_lines(f"{name}, {p['host_kind']}", scenario["policies"], upper_of(p))
     args.out.write_text("\n".join(lines))
 
 
