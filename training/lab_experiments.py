@@ -292,7 +292,7 @@ HEAD = """# Three experiments in both worlds
 Made by `memcg-gym lab experiments --out docs/kernel_experiments.md`.
 Kernel {kernel} (QEMU {qemu}, one CPU, guest time by instruction count: a run repeats to the bit),
 beside it the model of this version with its shipped parameters. Medians over {seeds} seeds.
-No number of one world was used to make one of the other.
+The model's host is given the memory that the guest's kernel left, and nothing else of that world.
 """
 
 

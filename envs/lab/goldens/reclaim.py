@@ -286,7 +286,8 @@ def check_generations(bench: Bench) -> list[Golden]:
             about(16 * PAGES_PER_MIB, 256),
             seen[1][-2].anon_pages,
             "pages",
-            "to the generation that was the youngest",
+            "to what was the youngest generation; a fault marks a page as referenced already "
+            "(mm/mglru: use folio_mark_accessed to replace folio_set_active)",
             "none: the first sighting only marks them as referenced",
         ),
         Golden(

@@ -31,9 +31,9 @@ def check_file_refault(bench: Bench) -> list[Golden]:
     refaults, activations, restores = (b - a for a, b in zip(before, once, strict=True))
     return [
         Golden("refaults of the evicted pages", REFAULT, exactly(gone), refaults, "pages"),
-        Golden("they activate, by a fault", REFAULT, about(refaults, 0.02 * gone), activations),
+        Golden("they activate", REFAULT, about(refaults, 0.02 * gone), activations),
         Golden(
-            "they had been referenced, by the mapping",
+            "they carry the workingset flag, though touched once",
             REFAULT,
             about(refaults, 0.02 * gone),
             restores,
@@ -105,7 +105,7 @@ def check_entry(bench: Bench) -> list[Golden]:
             rows[-1].number - anons.number,
         ),
         Golden(
-            "generations that a new mapped file page is behind it",
+            "generations a new mapped file page is behind the youngest",
             source,
             exactly(2),
             rows[-1].number - files.number,

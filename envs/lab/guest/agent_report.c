@@ -14,6 +14,8 @@
 
 #include "agent.h"
 
+#define MAX_READ 65536UL	/* /proc/sys allocates what is asked for, and refuses 4 MiB */
+
 struct watch {
 	char *name;
 	char *path;
@@ -112,8 +114,9 @@ static ssize_t read_all(int fd, bool seeks, char *to, size_t room)
 	size_t got = 0;
 
 	while (got < room) {
-		ssize_t n = seeks ? pread(fd, to + got, room - got, (off_t)got) :
-				    read(fd, to + got, room - got);
+		size_t most = room - got < MAX_READ ? room - got : MAX_READ;
+		ssize_t n = seeks ? pread(fd, to + got, most, (off_t)got) :
+				    read(fd, to + got, most);
 
 		if (n < 0 && errno == EINTR)
 			continue;

@@ -338,6 +338,15 @@ def test_a_watched_file_is_in_every_report_while_there_is_one(bench):
     assert watch not in bench.run(f"unwatch {watch}\n{remove}", end="pause").files
 
 
+def test_settings_of_the_kernel_can_be_watched(bench):
+    changed = write_command("/proc/sys/vm/swappiness", "55")
+    report = bench.run(b"watch swappiness /proc/sys/vm/swappiness\n" + changed, end="pause")
+    back = write_command("/proc/sys/vm/swappiness", "60")
+    bench.run(b"unwatch swappiness\n" + back, end="pause")
+
+    assert report.text("swappiness") == "55\n"
+
+
 def test_long_files_arrive_whole(bench):
     report = bench.run("watch symbols /proc/kallsyms\n", end="pause")
     bench.run("unwatch symbols\n", end="pause")
