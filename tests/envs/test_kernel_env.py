@@ -118,5 +118,7 @@ def test_a_reclaim_level_is_carried_out_by_the_kernel(env: KernelEnv) -> None:
 def test_the_guest_has_the_memory_that_the_scenario_gives_its_host(env: KernelEnv) -> None:
     total_mib = env.batch.host_signals[0, HostSig.TOTAL_BYTES] / 2**20
     reserved_mib = float(env.batch.hosts[0].reserved_pages) / 256
-    assert total_mib - reserved_mib == pytest.approx(256 * 0.92, rel=0.05)
+    # What the kernel keeps for itself is not known beforehand to more than this; the objective
+    # and the model are given the value that was measured.
+    assert total_mib - reserved_mib == pytest.approx(256 * 0.92, abs=16)
     assert env.batch.metrics[0, :, Metric.ARRIVED].sum() > 0
