@@ -192,8 +192,10 @@ def rankings_text(study: Study) -> str:
             "|---|---|---|---|---|",
             *wrong,
         ]
-    else:
+    elif taus(study.after):
         lines.append("\nThe model has no pair the other way round.")
+    else:
+        lines.append("\nNo family was recorded on two hosts or more, so nothing is ranked here.")
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -107,9 +108,10 @@ def params_text(found: Fit, chosen: Sequence[Recorded], split: LabSplitConfig, s
     lines = [
         "# Costs of the model, fitted to a real kernel by `memcg-gym lab calibrate`.",
         f"# Kernel: Linux {', '.join(kernels)}; {', '.join(machines)}.",
-        f"# Recordings: {len(chosen)}; families {', '.join(families_of(chosen))};",
-        f"#   policies {', '.join(policies)}; seeds {', '.join(map(str, seeds))};",
-        f"#   SHA-256 over their digests {digest_of_set(chosen)}.",
+        f"# Recordings: {len(chosen)}, of hosts {', '.join(map(str, seeds))}.",
+        *wrapped("Families", families_of(chosen)),
+        *wrapped("Policies", policies),
+        f"# SHA-256 over their digests: {digest_of_set(chosen)}.",
         f"# Optimiser: scipy {scipy_version} least_squares (trf, soft_l1) over logarithms, begun",
         f"#   at {start}.toml, {found.evaluations} evaluations; nothing in it is random.",
         f"# Loss {found.before:.4f} before, {found.after:.4f} after (1 = about one allowed error).",
@@ -124,3 +126,11 @@ def params_text(found: Fit, chosen: Sequence[Recorded], split: LabSplitConfig, s
         else:
             lines.append(f"{name} = {float(value)!r}  # kept from {start}.toml")
     return "\n".join(lines) + "\n"
+
+
+def wrapped(title: str, words: Sequence[str]) -> list[str]:
+    """Comment lines of some words."""
+    text = f"{title}: {', '.join(words)}."
+    return textwrap.wrap(
+        text, 100, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False
+    )

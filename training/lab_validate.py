@@ -10,12 +10,14 @@ Units: ticks of one second.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,11 @@ from memcg_gym.configs.schema import LabSplitConfig
 from memcg_gym.envs.contract.errors import ConfigError
 from memcg_gym.envs.lab.kernel_image import cache_dir
 from memcg_gym.training.calibration import FREE, MAX_ROUNDS, Fit
-from memcg_gym.training.cells import code_digest
 from memcg_gym.training.evaluate import positive
 from memcg_gym.training.fidelity_page import Study, page
 from memcg_gym.training.fidelity_plots import family_png
 from memcg_gym.training.fidelity_study import FamilyResult, compare_family
-from memcg_gym.training.files import safe_name, write_whole
+from memcg_gym.training.files import digest_of, safe_name, write_whole
 from memcg_gym.training.lab_calibrate import fit_shown, params_text
 from memcg_gym.training.lab_set import (
     Recorded,
@@ -143,7 +144,7 @@ def kept_fit(
     """A fit, from its file where that was made of the same recordings and the same model."""
     chosen = fitting(recorded, split, leave_out)
     identity = json.dumps(
-        [digest_of_set(chosen), code_digest(), rounds, dict(start), [asdict(p) for p in FREE]]
+        [digest_of_set(chosen), model_digest(), rounds, dict(start), [asdict(p) for p in FREE]]
     )
     digest = hashlib.sha256(identity.encode()).hexdigest()
     path = folder / f"{digest}.json"
@@ -153,6 +154,15 @@ def kept_fit(
     fitted = fit_shown(chosen, split, start, rounds, title)
     write_whole(path, json.dumps(asdict(fitted), indent=2).encode())
     return fitted
+
+
+@functools.cache
+def model_digest() -> str:
+    """SHA-256 of the code that a replay runs through."""
+    root = Path(str(files("memcg_gym")))
+    folders = [root / "envs", root / "enforcer", root / "training"]
+    paths = [path for folder in folders[:2] for path in folder.rglob("*.py")]
+    return digest_of([*paths, folders[2] / "calibration.py"], root)
 
 
 def read_fit(path: Path) -> Fit | None:

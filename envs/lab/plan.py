@@ -20,7 +20,11 @@ is always able to run, would keep ``full`` of the root at 0.  It is protected wi
 passes its children's own protection through as it is (page_counter_calculate_protection)."""
 
 NULLB = "/sys/kernel/config/nullb"
-SWAP_DEVICE, FILE_DEVICE = "labswap", "labfiles"
+SWAP_DEVICE, FILE_DEVICE, PAGE_DEVICE = "labswap", "labfiles", "labpages"
+"""Files touched by heat lie on the third, which reads nothing ahead: as in the model, a miss brings
+one page.  (MADV_RANDOM would do that too, but makes the kernel ignore how recently a page was
+used.)"""
+
 
 QUEUE_DEPTH = 4
 """Requests a device has at once; what waits beyond them, the scheduler orders.
@@ -181,6 +185,8 @@ def device_commands(plan: HostPlan) -> bytes:
     speed = d.swap_mib_per_s, d.file_mib_per_s
     parts.append(null_block(SWAP_DEVICE, d.swap_mib, d.latency_us, speed[0], backed=True))
     parts.append(null_block(FILE_DEVICE, d.file_mib, d.latency_us, speed[1], backed=False))
+    parts.append(null_block(PAGE_DEVICE, d.file_mib, d.latency_us, speed[0], backed=False))
+    parts.append(write_command(f"/sys/block/{PAGE_DEVICE}/queue/read_ahead_kb", "0"))
     swap = f"/dev/{SWAP_DEVICE}"
     # Filled first: storing a page later would take memory when the kernel wants to free some.
     parts.append(f"fill {swap} {d.swap_mib}\nmkswap {swap}\nswapon {swap} 0\n".encode())
@@ -304,7 +310,9 @@ def _region(slot: int, region: RegionPlan) -> bytes:
     if region.object:
         keys["object"] = region.object
     if region.kind in ("file", "file_read"):
-        keys |= {"device": f"/dev/{FILE_DEVICE}", "offset_pages": region.offset_pages}
+        by_page = region.kind == "file" and region.pattern == "heat"
+        device = PAGE_DEVICE if by_page else FILE_DEVICE
+        keys |= {"device": f"/dev/{device}", "offset_pages": region.offset_pages}
     return f"region {slot} {_words(keys)}\n".encode()
 
 

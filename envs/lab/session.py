@@ -17,7 +17,7 @@ from memcg_gym.enforcer.hostfs import HostReader, find_nodes
 from memcg_gym.enforcer.managed import Managed
 from memcg_gym.enforcer.writer import NONBLOCKING, WRITTEN, Write, errno_name
 from memcg_gym.envs.contract.signals import HostSig, Sig
-from memcg_gym.envs.lab.machine import Machine
+from memcg_gym.envs.lab.machine import CONSOLE_LINES, Machine
 from memcg_gym.envs.lab.mirror import Mirror
 from memcg_gym.envs.lab.plan import (
     CGROUPS,
@@ -167,7 +167,7 @@ class Session:
             at, code = failed[0]
             raise GuestError(
                 f"guest set-up: {lines[at] if at < len(lines) else f'command {at}'}: "
-                f"{errno_name(OSError(code, ''))}"
+                f"{errno_name(OSError(code, ''))}{console_tail(self.machine)}"
             )
         return report
 
@@ -186,6 +186,14 @@ class Session:
             rows.append(reading.signals)
             settings.append(reading.settings)
         return Snapshot(np.stack(rows), self.host_reader.read(), settings, stats, report)
+
+
+def console_tail(machine: Machine) -> str:
+    """The console's last lines, to stand below an error; empty where it said nothing."""
+    lines = [line for line in machine.console.splitlines() if line.strip()][-CONSOLE_LINES:]
+    return "".join(
+        ["; its console's last lines:", *(f"\n  {line}" for line in lines)] if lines else []
+    )
 
 
 def command_heads(block: bytes) -> list[str]:

@@ -111,7 +111,7 @@ def test_requests_and_latency_come_from_the_generators_counters(lab: Lab) -> Non
 def test_a_set_up_command_that_fails_is_named_and_the_guest_is_ended(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     lab.machine.errors["swapon"] = 22
-    with pytest.raises(GuestError, match=r"swapon /dev/labswap 0: EINVAL"):
+    with pytest.raises(GuestError, match=r"swapon /dev/labswap 0: EINVAL.*\n  agent: slot 0"):
         lab.reset()
     assert lab.machine.closed
 

@@ -32,8 +32,9 @@ static const struct {
 	{ "devtmpfs", "/dev", NULL, true },
 	{ "tmpfs", "/dev/shm", "size=0", true },
 	{ "tmpfs", "/tmp", NULL, false },
-	/* as systemd mounts it */
-	{ "cgroup2", "/sys/fs/cgroup", "nsdelegate,memory_recursiveprot", true },
+	/* not memory_recursiveprot: the workloads' parent is protected without limit, to pass on */
+	/* what its children claim, and would hand out all the rest as well */
+	{ "cgroup2", "/sys/fs/cgroup", "nsdelegate", true },
 	{ "debugfs", "/sys/kernel/debug", NULL, false },
 	{ "tracefs", "/sys/kernel/tracing", NULL, false },
 	{ "configfs", "/sys/kernel/config", NULL, false },

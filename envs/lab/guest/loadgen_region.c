@@ -133,8 +133,6 @@ static void map_region(struct region *region)
 		die("region of %zu bytes: %m", bytes);
 	if (spec->kind == KIND_ANON && madvise(region->base, bytes, MADV_NOHUGEPAGE))
 		die("MADV_NOHUGEPAGE: %m");
-	if (spec->kind == KIND_FILE && spec->pattern == PATTERN_HEAT)
-		madvise(region->base, bytes, MADV_RANDOM);
 }
 
 void regions_map(void)
@@ -151,37 +149,11 @@ void regions_map(void)
 	}
 }
 
-/* Touches a page of this bin gets for one that a page of an average bin gets. */
-static double bin_density(const struct region *region, int b)
-{
-	uint32_t pages = region->bin_begin[b + 1] - region->bin_begin[b];
-
-	return pages ? region->spec->bin_heat[b] / pages : 0.0;
-}
-
-/* Bins from the coldest to the hottest. */
-static void sort_bins(const struct region *region, int order[N_BINS])
-{
-	for (int i = 0; i < N_BINS; i++) {
-		int at = i;
-
-		while (at && bin_density(region, i) < bin_density(region, order[at - 1])) {
-			order[at] = order[at - 1];
-			at--;
-		}
-		order[at] = i;
-	}
-}
-
+/* In order of addresses, over which heat is scattered: a program that loads its data. */
 static void prefill_heat(struct region *region, struct thread *thread)
 {
-	int order[N_BINS];
-
-	sort_bins(region, order);
-	for (int i = 0; i < N_BINS; i++)
-		for (uint32_t p = region->bin_begin[order[i]]; p < region->bin_begin[order[i] + 1];
-		     p++)
-			touch_page(region, thread, region->place[p], false);
+	for (uint64_t p = 0; p < region->pages; p++)
+		touch_page(region, thread, p, false);
 }
 
 void regions_prefill(struct thread *thread)

@@ -31,6 +31,11 @@ class FakeMachine:
         self.closed = False
         self.tick = 0
 
+    @property
+    def console(self) -> str:
+        """What a dying program would have said."""
+        return "agent: slot 0 is no more\n" if self.errors else ""
+
     def start(self) -> Report:
         """Booted."""
         return self._report([])
