@@ -29,6 +29,11 @@ bytes of 4096): measured at 7.3.4."""
 READAHEAD_PAGES = 32
 """read_ahead_kb is 128: one operation on a file brings up to so many pages."""
 
+KIND_NAMES = {"shared": "file"}
+"""A shared object is page cache: pages of a file that several cgroups map.  The kernel charges them
+to whoever brings them in, anew after each eviction; tmpfs pages would go back to the first owner
+(do_swap_page charges the memcg that swapped them out)."""
+
 PATTERN_NAMES = {"heat": "heat", "uniform": "heat", "loop": "sweep", "stream": "sweep"}
 LIMIT_FILES = (
     ("memory.min", "owner_min"),
@@ -54,13 +59,17 @@ def plan_of(
     """
     configs = [c for c in scenario.cgroups for _ in range(c.copies)]
     file_pages = 0
+    objects: dict[str, int] = {}
     cgroups = []
     for slot, config in enumerate(configs):
         plans = []
         for region, record in zip(config.workload.regions, regions[slot], strict=False):
-            plans.append(_region(region, record, config, memcgs[slot], file_pages))
-            if record.kind in (Kind.FILE, Kind.FILE_READ):
+            offset = objects.get(region.shared_as, file_pages)
+            plans.append(_region(region, record, offset))
+            if record.kind != Kind.ANON and offset == file_pages:
                 file_pages += int(record.pages)
+            if region.shared_as:
+                objects[region.shared_as] = offset
         cgroups.append(_cgroup(layout.names[slot], config, memcgs[slot], tuple(plans), slot, host))
     swap_mib = round(float(host.swap_pages) / PAGES_PER_MIB)
     total_mib = guest_mib(float(host.node_pages.sum()) / PAGES_PER_MIB + swap_mib)
@@ -134,11 +143,9 @@ def _limits(memcg: Any) -> tuple[tuple[str, str], ...]:
     return tuple(out)
 
 
-def _region(
-    config: RegionConfig, record: Any, cgroup: CgroupConfig, memcg: Any, file_pages: int
-) -> RegionPlan:
+def _region(config: RegionConfig, record: Any, offset_pages: int) -> RegionPlan:
     return RegionPlan(
-        kind=config.kind,
+        kind=KIND_NAMES.get(config.kind, config.kind),
         pattern=PATTERN_NAMES.get(config.pattern, "idle"),
         pages=int(record.pages),
         touches_per_request=float(config.touches_per_request),
@@ -147,7 +154,7 @@ def _region(
         critical_share=float(config.critical_share),
         burst=bool(config.burst),
         object=config.shared_as,
-        offset_pages=file_pages if config.kind in ("file", "file_read") else 0,
+        offset_pages=0 if config.kind == "anon" else offset_pages,
         prefill=config.kind == "anon" and not config.burst,
         bin_pages=tuple(float(p) for p in record.bin_pages),
         bin_heat=tuple(float(h) for h in record.bin_heat),

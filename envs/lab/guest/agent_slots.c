@@ -180,6 +180,12 @@ static bool bins_add_up(const double bins[N_BINS], double total)
 	return fabs(sum - total) <= SHARE_ERROR * total;
 }
 
+/* By name (tmpfs), or as the same pages of a device (page cache). */
+static bool can_be_shared(uint32_t kind)
+{
+	return kind == KIND_SHARED || kind == KIND_FILE;
+}
+
 static bool region_makes_sense(const struct region_spec *region)
 {
 	bool on_device = region->kind == KIND_FILE || region->kind == KIND_FILE_READ;
@@ -187,7 +193,9 @@ static bool region_makes_sense(const struct region_spec *region)
 	if (!region->pages || region->pages > UINT32_MAX || !is_share(region->write_share) ||
 	    !is_share(region->critical_share))
 		return false;
-	if (on_device != !!region->device[0] || (region->kind == KIND_SHARED) != !!region->object[0])
+	if (on_device != !!region->device[0])
+		return false;
+	if (region->object[0] ? !can_be_shared(region->kind) : region->kind == KIND_SHARED)
 		return false;
 	if (region->burst)
 		return region->kind == KIND_ANON;

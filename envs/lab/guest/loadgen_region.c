@@ -63,7 +63,7 @@ static uint64_t object_seed(const char *object)
 /* Heat lies scattered over addresses, for all sharers of an object at the same ones. */
 static void prepare_places(struct region *region, uint32_t index)
 {
-	bool shared = region->spec->kind == KIND_SHARED;
+	bool shared = region->spec->object[0];
 	struct rng rng;
 
 	rng_seed(&rng, shared ? object_seed(region->spec->object) : work->seed,
@@ -193,7 +193,7 @@ void regions_remix(double overlap, uint64_t seed)
 	for (uint32_t i = 0; i < n_regions; i++) {
 		struct rng rng;
 
-		if (!regions[i].place || regions[i].spec->kind == KIND_SHARED)
+		if (!regions[i].place || regions[i].spec->object[0])
 			continue;
 		rng_seed(&rng, seed, PERMUTATION_STREAM + i);
 		remix_region(&regions[i], overlap, &rng);

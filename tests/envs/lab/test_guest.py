@@ -618,6 +618,19 @@ def test_a_shared_object_is_charged_to_who_touches_it_first(bench):
     assert stats(report, second)["faults"] > 100
 
 
+def test_a_shared_part_of_a_device_is_page_cache_of_who_touches_it_first(bench):
+    line = region(8, zipf=0.0, kind="file", device="/dev/files", object="library",
+                  offset_pages=(FILE_MIB - 8) * 256, touches_per_request=100)  # fmt: skip
+    first = bench.workload(line.replace("pattern", "prefill=1 pattern"), **REQUESTS)
+    second = bench.workload(line, **REQUESTS)
+
+    report = bench.ticks(2, demand(second))
+
+    assert memory_stat(report, first, "file_mapped") == 8 * MIB
+    assert memory_stat(report, second, "file_mapped") == 0
+    assert stats(report, second)["faults"] > 100
+
+
 def test_another_working_set_is_faulted_in_as_far_as_it_does_not_overlap(bench):
     slot = bench.workload(region(48, zipf=1.4, **HEAP), **REQUESTS)
     bench.ticks(6, bench.limit(slot, "memory.high", 20 * MIB) + demand(slot).encode())

@@ -53,13 +53,25 @@ def test_bins_cover_a_region_and_all_of_its_touches(name: str) -> None:
 def test_file_regions_lie_apart_on_the_device_and_fit_it() -> None:
     made = plan("host-mix")
     spans = sorted(
-        (r.offset_pages, r.offset_pages + r.pages)
-        for c in made.cgroups
-        for r in c.regions
-        if r.kind in ("file", "file_read")
+        {
+            (r.offset_pages, r.offset_pages + r.pages, r.object)
+            for c in made.cgroups
+            for r in c.regions
+            if r.kind in ("file", "file_read")
+        }
     )
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     assert spans[-1][1] <= made.devices.file_mib * 256
+
+
+def test_sharers_of_an_object_map_the_same_pages_of_a_file() -> None:
+    shared = [r for c in plan("shared").cgroups for r in c.regions if r.object]
+    apart = [r for c in plan("shared").cgroups for r in c.regions if not r.object]
+    assert len(shared) > 1
+    assert len({(r.kind, r.offset_pages, r.pages) for r in shared}) == 1
+    assert shared[0].kind == "file"
+    end = shared[0].offset_pages + shared[0].pages
+    assert all(r.offset_pages >= end for r in apart if r.kind != "anon")
 
 
 def test_swap_is_filled_before_it_is_used_and_files_store_nothing() -> None:
