@@ -35,6 +35,7 @@ from memcg_gym.envs.model.state import (
     ANON,
     FAST,
     FILE,
+    GEN_MASK,
     HOST_DTYPE,
     MEMCG_DTYPE,
     N_BINS,
@@ -179,32 +180,46 @@ def build_host(
 
 
 def prefill(host: Any, memcgs: Array, regions: Array) -> None:
-    """Start with every private heap allocated: hottest pages in the best tier that has room.
+    """Start with every private heap allocated, its bins alike: loaded in no order of heat.
 
     A service that has loaded its data, not an empty machine; what follows settles from there.
-    Page cache, bursts and streams start empty.
+    What is over a limit has gone to swap.  Page cache, bursts and streams start empty.
     """
-    heaps = [
-        (float(region.rate[b]) * float(region.touches_per_s + region.background_per_s), i, r, b)
-        for i in range(memcgs.shape[0])
-        for r, region in enumerate(regions[i])
-        if region.used and region.type == ANON and not region.burst
-        for b in range(N_BINS)
-    ]
-    for _, i, r, b in sorted(heaps, key=lambda heap: (-heap[0], heap[1:])):
-        memcg, region = memcgs[i], regions[i, r]
-        left = float(region.absent[b])
-        for node in range(int(host.n_nodes)):
-            room = float(host.node_free[node]) - 2.0 * float(host.wmark_high[node])
-            under = min(float(memcg.limit_max), float(memcg.limit_high)) - float(memcg.usage)
-            left -= _place(host, memcg, region, b, node, max(0.0, min(left, room, under)))
-        swapped = min(left, float(host.swap_pages - host.swap_used), float(memcg.swap_max))
-        if swapped > 0:
-            region.absent[b] -= swapped
-            region.evicted_old[b] += swapped
-            memcg.disked_pages += swapped
-            memcg.swap += swapped
-            host.swap_used += swapped
+    for i in range(memcgs.shape[0]):
+        memcg = memcgs[i]
+        for region in regions[i]:
+            if not (region.used and region.type == ANON and not region.burst):
+                continue
+            total = float(region.absent.sum())
+            if total <= 0.0:
+                continue
+            for node in range(int(host.n_nodes)):
+                left = float(region.absent.sum())
+                room = float(host.node_free[node]) - 2.0 * float(host.wmark_high[node])
+                under = min(float(memcg.limit_max), float(memcg.limit_high)) - float(memcg.usage)
+                over = max(0.0, left - under)
+                if host.zswap_max_pages > 0.0 and host.zswap_compression > 1.0:
+                    over = over / (1.0 - 1.0 / float(host.zswap_compression))
+                share = max(0.0, min(left, room, left - over)) / left if left > 0.0 else 0.0
+                for b in range(N_BINS):
+                    _place(host, memcg, region, b, node, float(region.absent[b]) * share)
+            for b in range(N_BINS):
+                left = float(region.absent[b])
+                swapped = min(left, float(host.swap_pages - host.swap_used), float(memcg.swap_max))
+                if swapped > 0:
+                    region.absent[b] -= swapped
+                    region.evicted[b, int(memcg.max_seq[FAST] - 1) & GEN_MASK] += swapped
+                    memcg.swap += swapped
+                    host.swap_used += swapped
+                    pool = max(0.0, float(host.zswap_max_pages - host.zswap_pages))
+                    stored = min(swapped, pool * float(host.zswap_compression))
+                    compressed = stored / float(host.zswap_compression)
+                    memcg.zswapped_pages += stored
+                    memcg.disked_pages += swapped - stored
+                    memcg.zswap += compressed
+                    memcg.usage += compressed
+                    host.zswap_pages += compressed
+                    host.node_free[FAST] -= compressed
 
 
 def _place(host: Any, memcg: Any, region: Any, b: int, node: int, pages: float) -> float:
@@ -212,6 +227,8 @@ def _place(host: Any, memcg: Any, region: Any, b: int, node: int, pages: float) 
     region.absent[b] -= pages
     region.gone_pages -= pages
     region.resident[b, node, slot] += pages
+    if host.lru == Lru.MGLRU:
+        region.referenced[b] += pages
     region.resident_pages += pages
     memcg.gen[node, ANON, slot] += pages
     memcg.node[node] += pages
@@ -312,7 +329,7 @@ def _build_cgroup(
     memcg.swap_max = memcg.owner_swap_max
     memcg.memsw = draw(cgroup.memsw_mib) * PAGES_PER_MIB
     memcg.flush_weight = 1.0
-    memcg.max_seq[:] = 2
+    memcg.max_seq[:] = 3
     _build_workload(cgroup, layout, draw, memcg, slot)
     for config, region in zip(cgroup.workload.regions, regions, strict=False):
         _build_region(config, draw, memcg, region)

@@ -173,7 +173,8 @@ def fault_bin(
         share: Share of the missing pages that is touched.
         cluster: Pages one device request brings (readahead).
     """
-    new = source.absent[b] * share
+    # a burst allocates by itself (grow_burst); what is touched besides is what it has
+    new = 0.0 if source.burst else source.absent[b] * share
     source.absent[b] -= new
     source.gone_pages -= new
     back, active, flagged = workingset_refault(host.lru, memcg, region, source, b, share)
@@ -228,8 +229,12 @@ def bring_in(
     else:
         read, cpu_us = pages, 0.0
         memcg.file += pages
-    memcg.pgfault += pages
-    memcg.pgmajfault += back if region.type == ANON else pages
+    if region.kind != Kind.FILE_READ:
+        memcg.pgfault += pages
+        if region.type == ANON:
+            memcg.pgmajfault += back
+        elif cluster <= 1.0:
+            memcg.pgmajfault += pages
     memcg.fault_us += cpu_us + pages * params.minor_fault_us
     requests = read / cluster
     host.io_slots += requests
@@ -244,6 +249,8 @@ def bring_in(
     memcg.usage += pages
     region.resident_pages += pages
     region.workingset[b] += flagged
+    if host.lru == Lru.MGLRU and region.kind != Kind.FILE_READ:
+        region.referenced[b] += pages - flagged  # folio_mark_accessed in folio_add_lru
     add_to_lru(host, memcg, region, b, pages, active)
 
 
@@ -251,9 +258,9 @@ def bring_in(
 def add_to_lru(host: Rec, memcg: Rec, region: Rec, b: int, pages: float, active: float) -> None:
     """lru_gen_folio_seq: where a page enters.
 
-    A faulted page enters the second youngest generation, with a restored workingset flag the
-    youngest; a page read through a file descriptor enters an old one.  Classic lists: inactive,
-    or active when the refault is recent.
+    A faulted anonymous page enters the second youngest generation, a faulted file page the second
+    oldest, either with a restored workingset flag the youngest; a page read through a file
+    descriptor enters an old one.  Classic lists: inactive, or active when the refault is recent.
     """
     for node in range(host.n_nodes):
         part = memcg.node_share[node]
@@ -274,19 +281,20 @@ def add_to_lru(host: Rec, memcg: Rec, region: Rec, b: int, pages: float, active:
         memcg.node[node] += above + rest
         host.node_free[node] -= above + rest
         if region.kind == Kind.FILE_READ:
-            join_read(host, region, b, node, rest)
+            join_read(host, region, b, node, plain, rest)
         else:
-            # the classic active list is never asked for accessed bits
-            region.fresh[b, node] += rest if host.lru == Lru.CLASSIC else above + rest
+            region.fresh[b, node, plain] += rest
+            if host.lru == Lru.MGLRU:  # the classic active list is never asked for accessed bits
+                region.fresh[b, node, young] += above
 
 
 @compiled
-def join_read(host: Rec, region: Rec, b: int, node: int, pages: float) -> None:
+def join_read(host: Rec, region: Rec, b: int, node: int, slot: int, pages: float) -> None:
     """Pages brought in by read(): their count of references starts here."""
     if host.lru == Lru.CLASSIC:
         clear_bits(region, b, node, pages)
         return
-    region.fresh[b, node] += pages
+    region.fresh[b, node, slot] += pages
     part = min(pages / on_node(region, b, node), 1.0) if pages > 0.0 else 0.0
     region.mark[b, node] += (region.touched[b] - region.mark[b, node]) * part
 
@@ -298,7 +306,9 @@ def entry_slots(memcg: Rec, region: Rec, node: int) -> tuple[int, int]:
     oldest = memcg.min_seq[node, region.type]
     if region.kind == Kind.FILE_READ:
         return max(newest - 2, oldest) & GEN_MASK, max(newest - 3, oldest) & GEN_MASK
-    return newest & GEN_MASK, max(newest - 1, oldest) & GEN_MASK
+    if region.type == ANON:
+        return newest & GEN_MASK, max(newest - 1, oldest) & GEN_MASK
+    return newest & GEN_MASK, max(newest - 2, oldest) & GEN_MASK
 
 
 @compiled
@@ -342,6 +352,8 @@ def fault_share(params: Rec, host: Rec, memcg: Rec, region: Rec, b: int, share: 
     memcg.critical_charged += new * region.critical_share
     memcg.fault_us += new * params.minor_fault_us
     region.resident_pages += new
+    if host.lru == Lru.MGLRU:
+        region.referenced[b] += new
     add_to_lru(host, memcg, region, b, new, 0.0)
 
 
@@ -355,6 +367,7 @@ def free_region(host: Rec, memcg: Rec, region: Rec, share: float) -> None:
                 if pages <= 0.0:
                     continue
                 region.resident[b, node, slot] -= pages
+                region.fresh[b, node, slot] *= 1.0 - share
                 memcg.gen[node, region.type, slot] -= pages
                 memcg.node[node] -= pages
                 host.node_free[node] += pages
@@ -363,7 +376,6 @@ def free_region(host: Rec, memcg: Rec, region: Rec, share: float) -> None:
                 uncharge_type(memcg, region, pages)
                 region.absent[b] += pages
                 region.gone_pages += pages
-            region.fresh[b, node] *= 1.0 - share
         region.referenced[b] *= 1.0 - share
         region.workingset[b] *= 1.0 - share
         forget_shadows(host, memcg, region, b, share)

@@ -39,7 +39,7 @@ def charge_limits(params: Rec, host: Rec, memcg: Rec, regions: Rec) -> None:
 @compiled
 def over_max(params: Rec, host: Rec, memcg: Rec, regions: Rec, batches: float) -> None:
     """Direct reclaim in the charging task, then OOM inside the cgroup."""
-    memcg.events_max += max(1.0, batches)
+    memcg.events_max += batches
     for _ in range(MAX_TRIES):
         over = memcg.usage - memcg.limit_max
         if over <= 0.0:
@@ -55,7 +55,7 @@ def over_max(params: Rec, host: Rec, memcg: Rec, regions: Rec, batches: float) -
 @compiled
 def handle_over_high(params: Rec, host: Rec, memcg: Rec, regions: Rec, batches: float) -> None:
     """Reclaim what was charged; go on while the penalty is over 10 ms; sleep without progress."""
-    memcg.events_high += max(1.0, batches)
+    memcg.events_high += batches
     over = memcg.usage - memcg.limit_high
     beyond = memcg.usage - memcg.limit_high * (1.0 + SLEEPLESS_OVERAGE)
     want = max(min(over, memcg.charged + 32.0), beyond)
@@ -66,7 +66,9 @@ def handle_over_high(params: Rec, host: Rec, memcg: Rec, regions: Rec, batches: 
         return
     delay_us = high_delay_us(memcg.usage, memcg.limit_high, params.charge_batch_pages)
     if delay_us > 0.0:
-        sleep(host, memcg, batches * (1.0 - gone / want), delay_us)
+        stuck = batches * (1.0 - gone / want)
+        memcg.events_high += stuck * MAX_TRIES  # each try without progress raises the event anew
+        sleep(host, memcg, stuck, delay_us)
 
 
 @compiled

@@ -142,6 +142,7 @@ MEMCG: Fields = [
     ("gen", F8, (N_NODES, N_TYPES, N_GENS)),
     ("refaulted", F8, (N_TYPES,)), ("evicted", F8, (N_TYPES,)),
     ("cost", F8, (N_TYPES,)), ("scan_clock", F8, (N_NODES, N_TYPES)),
+    ("young", I8, (N_NODES,)),  # memcg LRU: aged since the last round, global reclaim passes by
     ("activated", F8, (N_TYPES,)), ("aged", F8),  # classic: since the last reclaim
     # workload
     ("threads", F8), ("threads_critical", F8), ("requests_per_s", F8), ("cpu_us", F8),
@@ -192,12 +193,14 @@ REGION: Fields = [
     ("absent", F8, (N_BINS,)),  # never touched
     ("resident", F8, (N_BINS, N_NODES, N_GENS)),
     ("few", I8, (N_BINS,)),  # expects few faults: served every fifth sub-step
-    ("fresh", F8, (N_BINS, N_NODES)),  # faulted since the last walk: accessed bit set
+    ("fresh", F8, (N_BINS, N_NODES, N_GENS)),  # of those, faulted and not looked at: accessed
     ("referenced", F8, (N_BINS,)), ("workingset", F8, (N_BINS,)),
     ("evicted", F8, (N_BINS, N_GENS)), ("evicted_old", F8, (N_BINS,)),
     ("evicted_workingset", F8, (N_BINS,)),
     ("touched", F8, (N_BINS,)), ("mark", F8, (N_BINS, N_NODES)),  # touches per page, at last walk
     ("accessed", F8, (N_BINS,)),  # scratch of reclaim
+    ("looks", F8, (N_NODES,)),  # accessed pages the eviction met whose neighbours are not seen to
+    ("skipped", F8, (N_NODES,)),  # share of the page tables the next walk passes over
     ("dirty", F8), ("resident_pages", F8), ("gone_pages", F8),
 ]  # fmt: skip
 

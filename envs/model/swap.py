@@ -42,8 +42,8 @@ def swap_out(params: Rec, host: Rec, memcg: Rec, pages: float) -> tuple[float, f
     memcg.disked_pages += written
     memcg.swap += pages
     host.swap_used += pages
-    memcg.swapout += pages
-    host.swapout_pages += pages
+    memcg.swapout += written
+    host.swapout_pages += written
     host.swap_write_pages += written
     memcg.swap_write_tick += written
     host.io_backlog += written * host.disk_write_cost
@@ -101,6 +101,8 @@ def zswap_writeback(host: Rec, memcgs: Rec) -> None:
         host.node_free[FAST] += compressed
         host.swap_write_pages += moved
         memcg.swap_write_tick += moved
+        memcg.swapout += moved
+        host.swapout_pages += moved
         host.io_backlog += moved * host.disk_write_cost
 
 

@@ -104,10 +104,10 @@ def move_up(host: Rec, memcg: Rec, region: Rec, b: int, pages: float, on_slow: f
     for slot in range(N_GENS):
         part = region.resident[b, SLOW, slot] * share
         region.resident[b, SLOW, slot] -= part
+        region.fresh[b, SLOW, slot] *= 1.0 - share
         memcg.gen[SLOW, region.type, slot] -= part
     region.resident[b, FAST, young] += pages
     memcg.gen[FAST, region.type, young] += pages
-    region.fresh[b, SLOW] *= 1.0 - share
     memcg.node[SLOW] -= pages
     memcg.node[FAST] += pages
     host.node_free[SLOW] += pages

@@ -42,6 +42,10 @@ MIN_LRU_BATCH = 64.0
 SWAP_CLUSTER_MAX = 32.0
 SMALL_LRUVEC_PAGES = 131_072.0  # 32 pages << DEF_PRIORITY: below this priority 12 scans too little
 EMPTY_PAGES = 0.5
+PTRS_PER_PTE = 512.0  # entries of a page table
+YOUNG_PER_CACHELINE = 8.0  # suitable_to_scan: one entry of eight, 64 bytes of entries
+LOOK_AROUND_PAGES = 64.0  # MIN_LRU_BATCH page table entries around the one that was accessed
+WORTH_A_LOOK = 0.03  # share of a region looked at before its bins are gone through (assumption)
 SURE_TOUCHES = 20.0  # 1 - exp(-20) is one to nine digits
 GOLDEN_RATIO = 0.6180339887498949
 KSWAPD_STOPS = 2
@@ -60,6 +64,16 @@ def accessed_share(region: Rec, b: int, node: int) -> float:
     if touches > SURE_TOUCHES:
         return 1.0
     return 1.0 - math.exp(-touches)
+
+
+@compiled
+def with_fresh(region: Rec, b: int, node: int, slot: int, share: float) -> float:
+    """Share of one generation's pages whose accessed bit is set; a fault leaves it set too."""
+    pages = region.resident[b, node, slot]
+    if pages <= 0.0:
+        return share
+    fresh = min(region.fresh[b, node, slot] / pages, 1.0)
+    return fresh + (1.0 - fresh) * share
 
 
 @compiled
@@ -92,6 +106,8 @@ def inc_min_seq(memcg: Rec, regions: Rec, node: int, kind_type: int) -> None:
                 for b in range(N_BINS):
                     region.resident[b, node, after] += region.resident[b, node, slot]
                     region.resident[b, node, slot] = 0.0
+                    region.fresh[b, node, after] += region.fresh[b, node, slot]
+                    region.fresh[b, node, slot] = 0.0
     memcg.gen[node, kind_type, after] += memcg.gen[node, kind_type, slot]
     memcg.gen[node, kind_type, slot] = 0.0
     memcg.min_seq[node, kind_type] += 1
@@ -102,12 +118,11 @@ def inc_min_seq(memcg: Rec, regions: Rec, node: int, kind_type: int) -> None:
 
 @compiled
 def inc_max_seq(params: Rec, host: Rec, memcg: Rec, regions: Rec, node: int) -> float:
-    """The aging walk: accessed pages join a new youngest generation; returns its CPU time [us]."""
+    """The aging walk, then a new youngest generation, empty at first; returns its CPU time [us]."""
     for kind_type in range(N_TYPES):
         if memcg.max_seq[node] - memcg.min_seq[node, kind_type] + 1 >= N_GENS:
             inc_min_seq(memcg, regions, node, kind_type)
     old_max = memcg.max_seq[node]
-    new_slot = (old_max + 1) & GEN_MASK
     walked = 0.0
     for r in range(regions.shape[0]):
         region = regions[r]
@@ -117,43 +132,97 @@ def inc_max_seq(params: Rec, host: Rec, memcg: Rec, regions: Rec, node: int) -> 
             forget_generation(region, old_max + 1)
         if region.kind == Kind.FILE_READ:
             continue  # no page table to walk
-        walked += region.resident_pages
-        for b in range(N_BINS):
-            walk_bin(memcg, region, b, node, new_slot)
+        walked += region.resident_pages * (1.0 - region.skipped[node])
+        walk_region(memcg, region, node)
     memcg.max_seq[node] = old_max + 1
     return walked * params.scan_us * 0.1  # page tables are read, not folios (assumption)
 
 
 @compiled
-def walk_bin(memcg: Rec, region: Rec, b: int, node: int, new_slot: int) -> None:
-    """walk_pte_range over one bin: promote what was seen accessed twice, clear the bits."""
+def walk_region(memcg: Rec, region: Rec, node: int) -> None:
+    """walk_pmd_range: page tables that were sparse in accessed entries last time are skipped.
+
+    A page table stays in the Bloom filter if one entry of eight was accessed (suitable_to_scan);
+    the eviction's looks put others back in (``lru_gen_look_around``).
+    """
+    part = 1.0 - region.skipped[node]
+    if part <= 0.0:
+        return
+    found = 0.0
+    for b in range(N_BINS):
+        found += walk_bin(memcg, region, b, node, part)
+    entries = min(PTRS_PER_PTE, region.pages)
+    young = entries * found / (part * region.pages)
+    region.skipped[node] = 1.0 - part * at_least(entries / YOUNG_PER_CACHELINE, young)
+
+
+@compiled
+def at_least(count: float, mean: float) -> float:
+    """Chance that a Poisson number reaches a count; the logistic stands for the normal law."""
+    distance = 1.702 * (mean - count + 0.5) / math.sqrt(mean + 1e-9)
+    if distance < -SURE_TOUCHES:
+        return 0.0
+    return 1.0 / (1.0 + math.exp(-distance))
+
+
+@compiled
+def walk_bin(memcg: Rec, region: Rec, b: int, node: int, part: float) -> float:
+    """walk_pte_range over one bin: promote what was accessed and known before, clear the bits.
+
+    Promoted pages join the generation that is the youngest until the walk is done.
+
+    Args:
+        memcg, region, b, node: Which bin, and its lruvec.
+        part: Share of the bin's pages that is looked at.
+
+    Returns:
+        Pages found accessed.
+    """
     share = accessed_share(region, b, node)
     old_max = memcg.max_seq[node]
     known = known_share(region, b)
-    young = region.resident[b, node, old_max & GEN_MASK]
-    if old_max > memcg.min_seq[node, region.type]:
-        young += region.resident[b, node, (old_max - 1) & GEN_MASK]
-    fresh = min(region.fresh[b, node] / young, 1.0) if young > 0.0 else 0.0
-    first = 0.0
-    again = 0.0
+    found = 0.0
+    moved = 0.0
     for seq in range(memcg.min_seq[node, region.type], old_max + 1):
         slot = seq & GEN_MASK
         pages = region.resident[b, node, slot]
         if pages <= 0.0:
             continue
-        accessed = share
-        if seq >= old_max - 1:
-            accessed = fresh + (1.0 - fresh) * share
-        promoted = pages * accessed * known
-        first += pages * accessed - promoted
-        again += promoted
-        region.resident[b, node, slot] = pages - promoted
-        region.resident[b, node, new_slot] += promoted
-        memcg.gen[node, region.type, slot] -= promoted
-        memcg.gen[node, region.type, new_slot] += promoted
-    note_accessed(region, b, first, again)
-    region.mark[b, node] = region.touched[b]
-    region.fresh[b, node] = 0.0
+        accessed = pages * part * with_fresh(region, b, node, slot, share)
+        found += accessed
+        region.fresh[b, node, slot] *= 1.0 - part
+        if seq < old_max:
+            promoted = accessed * known
+            region.resident[b, node, slot] = pages - promoted
+            memcg.gen[node, region.type, slot] -= promoted
+            moved += promoted
+    region.resident[b, node, old_max & GEN_MASK] += moved
+    memcg.gen[node, region.type, old_max & GEN_MASK] += moved
+    note_accessed(region, b, found * (1.0 - known), found * known)
+    region.mark[b, node] += (region.touched[b] - region.mark[b, node]) * part
+    return found
+
+
+@compiled
+def lru_gen_look_around(memcg: Rec, region: Rec, node: int, looks: float) -> None:
+    """The eviction's looks at accessed pages take in their neighbours: a walk of a part.
+
+    Heat lies scattered over addresses, so the neighbours are any pages of the region.  What looks
+    cover is gathered until it is worth a pass over the bins.
+    """
+    region.looks[node] += looks
+    looks = region.looks[node]
+    part = 1.0 - math.exp(-looks * LOOK_AROUND_PAGES / region.pages)
+    if part < WORTH_A_LOOK:
+        return
+    region.looks[node] = 0.0
+    found = 0.0
+    for b in range(N_BINS):
+        found += walk_bin(memcg, region, b, node, part)
+    # a neighbourhood dense enough puts its page table into the next walk's filter
+    near = LOOK_AROUND_PAGES * found / (part * region.pages)
+    dense = looks * at_least(LOOK_AROUND_PAGES / YOUNG_PER_CACHELINE - 1.0, near)
+    region.skipped[node] *= math.exp(-dense * PTRS_PER_PTE / region.pages)
 
 
 @compiled
@@ -186,6 +255,13 @@ def get_type_to_scan(host: Rec, memcg: Rec, node: int, may_anon: bool) -> int:
 
 
 @compiled
+def workingset_share(region: Rec, b: int) -> float:
+    """Share of a bin's resident pages with PG_workingset."""
+    resident = on_node(region, b, FAST) + on_node(region, b, SLOW)
+    return min(region.workingset[b] / resident, 1.0) if resident > 0.0 else 0.0
+
+
+@compiled
 def count_cold(memcg: Rec, regions: Rec, node: int, kind_type: int, slot: int) -> float:
     """First pass over a list: how much of it is neither accessed nor dirty; fills ``accessed``."""
     cold = 0.0
@@ -200,7 +276,9 @@ def count_cold(memcg: Rec, regions: Rec, node: int, kind_type: int, slot: int) -
                 continue
             share = accessed_share(region, b, node)
             if region.kind == Kind.FILE_READ:
-                share = protected_share(region, b, node, pages, share)
+                share = protected_share(region, b, node, slot, share)
+            else:
+                share = with_fresh(region, b, node, slot, share)
             region.accessed[b] = share
             cold += pages * (1.0 - share) * clean
     return cold
@@ -215,7 +293,7 @@ def clean_share(region: Rec) -> float:
 
 
 @compiled
-def protected_share(region: Rec, b: int, node: int, pages: float, accessed: float) -> float:
+def protected_share(region: Rec, b: int, node: int, slot: int, accessed: float) -> float:
     """Share of the oldest generation's read-only-by-read() pages that their tier protects.
 
     No page table points at them: read() counts references.  Faulting counts one, the next puts
@@ -224,7 +302,7 @@ def protected_share(region: Rec, b: int, node: int, pages: float, accessed: floa
     """
     touches = max(region.touched[b] - region.mark[b, node], 0.0)
     twice = accessed - touches * math.exp(-touches) if touches < SURE_TOUCHES else 1.0
-    fresh = min(region.fresh[b, node] / pages, 1.0)
+    fresh = min(region.fresh[b, node, slot] / region.resident[b, node, slot], 1.0)
     return fresh * accessed + (1.0 - fresh) * max(twice, 0.0)
 
 
@@ -255,14 +333,17 @@ def evict_folios(
     if cold > want:
         share = want / cold
     top = newest & GEN_MASK
-    second = max(newest - 1, seq) & GEN_MASK
+    kept_slot = max(newest - 1, seq) & GEN_MASK
+    if kind_type == FILE and newest - 2 > seq:
+        kept_slot = (newest - 2) & GEN_MASK
     gone = 0.0
     for r in range(regions.shape[0]):
         region = regions[r]
-        if region.used and region.type == kind_type:
-            gone += evict_region(
-                params, host, memcg, region, node, slot, top, second, share, seq, cause
-            )
+        if not region.used or region.type != kind_type:
+            continue
+        gone += evict_region(
+            params, host, memcg, region, node, slot, top, kept_slot, share, seq, cause
+        )
     return gone, total * share
 
 
@@ -275,18 +356,24 @@ def evict_region(
     node: int,
     slot: int,
     top: int,
-    second: int,
+    kept_slot: int,
     share: float,
     seq: int,
     cause: int,
 ) -> float:
-    """shrink_folio_list over one region's part of a generation."""
+    """shrink_folio_list over one region's part of a generation.
+
+    What is found accessed goes to the youngest generation if it is workingset, else to
+    ``kept_slot``.  Returns pages gone.
+    """
     clean = clean_share(region)
     gone = 0.0
+    looks = 0.0
     for b in range(N_BINS):
         pages = region.resident[b, node, slot] * share
         if pages <= 0.0:
             continue
+        flag = workingset_share(region, b)
         hot = pages * region.accessed[b]
         cold = (pages - hot) * clean
         # Scanning clears the accessed bits it finds; a bin has one mark per node, so it moves by
@@ -295,14 +382,15 @@ def evict_region(
         region.mark[b, node] += (region.touched[b] - region.mark[b, node]) * part
         if region.kind == Kind.FILE_READ:
             again, kept = 0.0, pages - cold
-            region.fresh[b, node] *= 1.0 - share
             target = (seq + 1) & GEN_MASK  # sort_folio: on to the next generation, no further
         else:
-            again = hot * known_share(region, b)  # FOLIOREF_ACTIVATE: seen before, to the youngest
-            kept = pages - again - cold  # FOLIOREF_KEEP and dirty: PG_active, second youngest
-            target = second
-            # a rejected anon page keeps its first look, a file page loses it (shrink_folio_list)
-            note_accessed(region, b, hot - again if region.type == ANON else 0.0, again)
+            again = hot * flag  # FOLIOREF_ACTIVATE
+            kept = pages - again - cold  # FOLIOREF_KEEP, and dirty
+            target = kept_slot
+            looks += hot
+            if region.type == ANON:
+                note_accessed(region, b, hot * (1.0 - known_share(region, b)), 0.0)
+        region.fresh[b, node, slot] *= 1.0 - share
         region.resident[b, node, slot] -= pages
         region.resident[b, node, top] += again
         region.resident[b, node, target] += kept
@@ -310,8 +398,10 @@ def evict_region(
         memcg.gen[node, region.type, top] += again
         memcg.gen[node, region.type, target] += kept
         if cold > 0.0:
-            leave_node(params, host, memcg, region, b, node, cold, seq, cause)
+            leave_node(params, host, memcg, region, b, node, cold, cold * flag, seq, cause)
             gone += cold
+    if looks > 0.0:
+        lru_gen_look_around(memcg, region, node, looks)
     return gone
 
 
@@ -335,16 +425,14 @@ def leave_node(
     b: int,
     node: int,
     pages: float,
+    flagged: float,
     seq: int,
     cause: int,
 ) -> None:
     """Cold pages leave: demoted where that is possible, else swapped out or dropped.
 
-    ``pages`` has already been taken from the bin's generations.
+    ``pages``, ``flagged`` of them workingset, are taken from the bin's generations already.
     """
-    before = on_node(region, b, FAST) + on_node(region, b, SLOW) + pages
-    referenced = region.referenced[b] * (pages / before)
-    flagged = region.workingset[b] * (pages / before)
     host.node_free[node] += pages
     memcg.node[node] -= pages
     if can_demote(host, node):
@@ -356,7 +444,9 @@ def leave_node(
         memcg.pgdemote += pages
         charge_reclaim_cpu(host, memcg, pages * params.migrate_us, cause)
         return
-    region.referenced[b] -= referenced
+    plain = on_node(region, b, FAST) + on_node(region, b, SLOW) + pages - region.workingset[b]
+    if plain > 0.0:
+        region.referenced[b] *= max(0.0, 1.0 - (pages - flagged) / plain)
     region.workingset[b] -= flagged
     region.resident_pages -= pages
     workingset_eviction(region, b, seq, pages, flagged)
@@ -402,6 +492,9 @@ def shrink_lruvec(
         if should_run_aging(memcg, node, may_anon):
             walk_us = inc_max_seq(params, host, memcg, regions, node)
             charge_reclaim_cpu(host, memcg, walk_us, cause)
+            memcg.young[node] = 1  # lru_gen_rotate_memcg, by whomever it was aged
+            if cause == KSWAPD:
+                break
         first = get_type_to_scan(host, memcg, node, may_anon)
         taken, seen = evict_one_type(params, host, memcg, regions, node, first, left, room, cause)
         if seen <= 0.0:
@@ -633,7 +726,7 @@ def clear_bits(region: Rec, b: int, node: int, pages: float) -> None:
     listed = (
         region.resident[b, node, INACTIVE]
         + region.resident[b, node, INACTIVE + REFERENCED]
-        - region.fresh[b, node]
+        - region.fresh[b, node, INACTIVE]
     )
     part = min(pages / listed, 1.0) if listed > 0.0 else 1.0
     region.mark[b, node] += (region.touched[b] - region.mark[b, node]) * part
@@ -649,7 +742,7 @@ def cold_shares(region: Rec, b: int, node: int) -> tuple[float, float]:
         twice = 0.0 if accessed >= 1.0 else touches * math.exp(-touches)
         return 1.0 - accessed + twice, 1.0 - accessed
     plain = region.resident[b, node, INACTIVE]
-    fresh = min(region.fresh[b, node] / plain, 1.0) if plain > 0.0 else 0.0
+    fresh = min(region.fresh[b, node, INACTIVE] / plain, 1.0) if plain > 0.0 else 0.0
     return (1.0 - fresh) * (1.0 - accessed), 1.0 - accessed
 
 
@@ -717,7 +810,7 @@ def scan_bin(
     dirty = unused * (1.0 - clean)
     used = known * (1.0 - known_cold)
     looked = plain * (1.0 - plain_cold)
-    region.fresh[b, node] *= 1.0 - share
+    region.fresh[b, node, INACTIVE] *= 1.0 - share
     move_between(memcg, region, b, node, INACTIVE, ACTIVE, plain * plain_cold * (1.0 - clean))
     move_between(
         memcg, region, b, node, INACTIVE + REFERENCED, ACTIVE, known * known_cold * (1.0 - clean)
@@ -740,7 +833,11 @@ def scan_bin(
         region.resident[b, node, which] -= part * clean
         memcg.gen[node, region.type, which] -= part * clean
     memcg.aged += gone
-    leave_node(params, host, memcg, region, b, node, gone, memcg.min_seq[FAST, region.type], cause)
+    seq = memcg.min_seq[FAST, region.type]
+    flagged = gone * min(
+        region.workingset[b] / (on_node(region, b, FAST) + on_node(region, b, SLOW) + gone), 1.0
+    )
+    leave_node(params, host, memcg, region, b, node, gone, flagged, seq, cause)
     return gone
 
 
@@ -822,22 +919,47 @@ def shrink_node(
     """
     gone = 0.0
     for override_low in range(2):
-        weight = 0.0
-        for i in range(host.n_memcgs):
-            weight += scannable(host, memcgs[i], node, override_low)
-        if weight < EMPTY_PAGES:
-            continue
-        for _ in range(KSWAPD_STOPS):
+        visits = KSWAPD_STOPS
+        for _ in range(KSWAPD_STOPS + 2 * host.n_memcgs):
+            if visits <= 0 or want - gone < EMPTY_PAGES:
+                break
+            weight = total_scannable(host, memcgs, node, override_low)
+            if weight < EMPTY_PAGES:
+                if not next_round(host, memcgs, node):
+                    break
+                continue
             i = next_stop(host, memcgs, node, override_low, weight)
             memcg = memcgs[i]
-            part = want / KSWAPD_STOPS
+            part = min(want / KSWAPD_STOPS, want - gone)
             taken = shrink_lruvec(params, host, memcg, regions[i], node, part, cause)
             gone += taken
+            if taken > 0.0 or not memcg.young[node]:
+                visits -= 1
             if override_low and memcg.limit_low > 0.0 and taken > 0.0:
                 memcg.events_low += 1.0
         if gone >= 0.25 * want:
             break
     return gone
+
+
+@compiled
+def total_scannable(host: Rec, memcgs: Rec, node: int, override_low: int) -> float:
+    """Scannable pages of all cgroups that are due."""
+    weight = 0.0
+    for i in range(host.n_memcgs):
+        weight += scannable(host, memcgs[i], node, override_low)
+    return weight
+
+
+@compiled
+def next_round(host: Rec, memcgs: Rec, node: int) -> bool:
+    """All have been aged: they are due again; False where nobody had been."""
+    found = False
+    for i in range(host.n_memcgs):
+        if memcgs[i].young[node]:
+            memcgs[i].young[node] = 0
+            found = True
+    return found
 
 
 @compiled
@@ -860,7 +982,7 @@ def next_stop(host: Rec, memcgs: Rec, node: int, override_low: int, weight: floa
 @compiled
 def scannable(host: Rec, memcg: Rec, node: int, override_low: int) -> float:
     """Pages of a cgroup on a node that proportional protection leaves to scan."""
-    if not memcg.used:
+    if not memcg.used or memcg.young[node]:
         return 0.0
     protection = memcg.limit_min if override_low else max(memcg.limit_min, memcg.limit_low)
     pages = memcg.node[node]

@@ -1,8 +1,8 @@
 """Refaults: mm/workingset.c for MGLRU, by bins instead of pages.
 
-An evicted page leaves a shadow with the generation it was evicted in.  A refault is *recent*, and
-activates, while fewer than four generations have passed; a page that carried the workingset flag
-restores it, and only then does waiting for it count as memory pressure.
+An evicted page leaves a shadow with the generation it was evicted in.  A refault is *recent*
+while fewer than four generations have passed; a page that carried the workingset flag then
+restores it and is activated, and only then does waiting for it count as memory pressure.
 
 Units: pages.
 """
@@ -132,11 +132,12 @@ def account_refault(
     """workingset_refault_*, _activate_*, _restore_*; returns what workingset_refault does."""
     restored = flagged * (recent / back)
     memcg.refault[region.type] += back
-    memcg.activate += recent
     memcg.restore += restored
     if lru == Lru.MGLRU:
         memcg.refaulted[region.type] += recent
+        memcg.activate += restored  # since 7.x only where the flag comes back
         return back, restored, restored
+    memcg.activate += recent
     # Classic: a recent refault is activated on the spot (workingset_refault).
     memcg.activated[region.type] += recent
     memcg.aged += recent

@@ -117,7 +117,8 @@ def remix(host: Rec, region: Rec, overlap: float) -> None:
     mix_column(region, region.referenced, keep)
     mix_column(region, region.workingset, keep)
     for node in range(host.n_nodes):
-        mix_column(region, region.fresh[:, node], keep)
+        for slot in range(N_GENS):
+            mix_column(region, region.fresh[:, node, slot], keep)
 
 
 @compiled

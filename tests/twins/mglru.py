@@ -1,16 +1,16 @@
-"""The multi-generational LRU, page by page, as Linux 6.18 has it under a cgroup's limit.
+"""The multi-generational LRU, page by page, as Linux 7.3 has it under a cgroup's limit.
 
 Names and order of work follow ``mm/vmscan.c``, ``mm/workingset.c``, ``mm/swap.c`` and
 ``include/linux/mm_inline.h``.  What is easily remembered wrong, and is done here as the source
 does it:
 
-* A fault puts a page into the *second youngest* generation; only a page whose workingset flag is
-  restored from its shadow enters the youngest (``lru_gen_folio_seq``).  A page brought in by
-  read() enters the oldest.
-* Promotion takes two looks: the first time a walk or the eviction finds the accessed bit, the
-  page gets ``PG_referenced`` and stays; the next time it becomes workingset and goes to the
-  youngest generation.  Workingset pages need one look (``folio_update_gen``,
-  ``lru_gen_set_refs``).
+* A fault puts an anonymous page into the *second youngest* generation, a file page into the
+  second *oldest*; only a page whose workingset flag is restored from its shadow enters the
+  youngest (``lru_gen_folio_seq``).  A page brought in by read() enters the oldest.
+* A faulted page carries ``PG_referenced`` from the start (``folio_mark_accessed`` instead of
+  ``folio_set_active``, new since 6.18): the first walk that finds it accessed makes it workingset
+  and promotes it (``folio_update_gen``).  The eviction keeps a page it finds accessed, and
+  promotes it when it has found it so before, or when it is workingset.
 * A workingset page is in tier 3, anonymous or not, and ``get_tier_idx`` protects a tier that
   refaults more than tier 0: such a page moves to the next generation unaccessed (``sort_folio``).
 * A limit's reclaim isolates up to 64 pages at a time, although it asks for 32, and ages at three
@@ -138,8 +138,10 @@ def lru_gen_add_folio(pages: Any, lru: Any, page: int, active: bool) -> None:
         age = MIN_NR_GENS - workingset
     elif kind == ANON:
         age = MIN_NR_GENS
-    else:
+    elif pages[page].kind == KIND_READ:
         age = MAX_NR_GENS - workingset
+    else:
+        age = MAX_NR_GENS - 1
     gen = max(lru.max_seq - age + 1, lru.min_seq[kind]) % MAX_NR_GENS
     pages[page].list_id = gen
     lru.nr_pages[gen, kind] += 1
@@ -157,6 +159,18 @@ def lru_gen_set_refs(pages: Any, page: int) -> bool:
     pages[page].refs = 0
     pages[page].workingset = True
     return True
+
+
+@compiled
+def folio_check_references(pages: Any, page: int) -> bool:
+    """A look by the eviction that found the accessed bit; true if it was not the first."""
+    if pages[page].workingset or folio_lru_refs(pages, page) > 1:
+        pages[page].referenced = False
+        pages[page].refs = 0
+        pages[page].workingset = True
+        return True
+    lru_gen_inc_refs(pages, page)
+    return False
 
 
 @compiled
@@ -427,8 +441,8 @@ def shrink_folio_list(pages: Any, pmds: Any, lru: Any, kind: int, isolated: int)
     for index in range(isolated):
         page = lru.isolated[index]
         if pages[page].kind != KIND_READ and lru_gen_look_around(pages, pmds, lru, page):
-            active = lru_gen_set_refs(pages, page)
-            if not active and kind == FILE:
+            active = folio_check_references(pages, page)
+            if not active and kind == FILE and lru.min_seq[FILE] == lru.max_seq - MIN_NR_GENS:
                 # A rejected file page would return to the oldest generation; it is made active
                 # instead and its first look forgotten.
                 pages[page].referenced = False
@@ -537,11 +551,11 @@ def lru_gen_refault(pages: Any, lru: Any, page: int, in_fault: bool, counters: A
     workingset = pages[page].shadow_workingset
     tier = lru_tier_from_refs(pages[page].shadow_refs + 1, workingset)
     lru.ctrl[REFAULTED, page_type(pages, page), tier] += 1
-    if in_fault:
-        counters.activations += 1
     if workingset:
         pages[page].workingset = True
         counters.restores += 1
+        if in_fault:
+            counters.activations += 1
 
 
 @compiled
@@ -554,7 +568,9 @@ def fault_in(pages: Any, pmds: Any, lru: Any, limit: int, page: int, counters: A
     else:
         lru_gen_refault(pages, lru, page, in_fault, counters)
     pages[page].touched = True
-    lru_gen_add_folio(pages, lru, page, in_fault)
+    if in_fault and not pages[page].workingset:
+        pages[page].referenced = True
+    lru_gen_add_folio(pages, lru, page, in_fault and pages[page].workingset)
     lru.resident += 1
 
 

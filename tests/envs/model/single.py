@@ -90,7 +90,7 @@ def records(regions: Sequence[TwinRegion], lru: str, swappiness: int) -> tuple[A
     host.disk_iops, host.zswap_compression = 1e9, 2.8
     memcg.used = memcg.present = memcg.alive = 1
     memcg.threads = 8.0
-    memcg.max_seq[:] = 2
+    memcg.max_seq[:] = 3  # MIN_NR_GENS + 1, as lru_gen_init_lruvec has it
     memcg.node_share[0] = 1.0
     memcg.limit_high = memcg.limit_max = memcg.swap_max = UNLIMITED_PAGES
     for at, (row, region) in enumerate(zip(rows, regions, strict=True)):
