@@ -5,9 +5,10 @@ vector.  It knows nothing of features or policies.  An absent file gives NaN; a 
 kernel would never write is a :class:`CgroupError`; a cgroup that went away is a
 :class:`CgroupGoneError`.
 
-Working sets come from the multi-gen LRU (``enforcer/lru_gen.py``).  Lock, sharing and load
-signals have no kernel file.  Whoever can measure them, or a working set better, tells them through
-*tag files*: ``TAGS/<cgroup>/<signal>`` holds one number and is rewritten every ten seconds or less.
+Working sets come from the multi-gen LRU (``enforcer/lru_gen.py``), and who holds locks from tracefs
+where that is traced (``enforcer/tracefs.py``).  Sharing and load signals have no kernel file.
+Whoever can measure them, or one of those better, tells them through *tag files*:
+``TAGS/<cgroup>/<signal>`` holds one number and is rewritten every ten seconds or less.
 
 Units: bytes, microseconds, pages of 4 KiB (counters of hosts with larger pages are scaled).
 """
@@ -35,6 +36,7 @@ from memcg_gym.enforcer.kernel_text import (
     read_text,
 )
 from memcg_gym.enforcer.lru_gen import LruGenFile, LruTable, subtree, working_set
+from memcg_gym.enforcer.tracefs import LockTracer
 from memcg_gym.envs.contract.errors import CgroupError, did_you_mean
 from memcg_gym.envs.contract.signals import (
     MEMCG_SIGNALS,
@@ -196,12 +198,13 @@ class CgroupReader:
         self._lru_file = LruGenFile(roots)
         self._scale = page_scale(MEMCG_SIGNALS, roots.page_bytes)
 
-    def read(self, generations: LruTable | None = None) -> Reading:
+    def read(self, generations: LruTable | None = None, locks: LockTracer | None = None) -> Reading:
         """The cgroup's signals and settings now.
 
         Args:
             generations: Of all cgroups of the host, read once for all that are read now; None =
                 read them here.
+            locks: What was traced of this tick's locks; it wins over tags.  None = not traced.
 
         Raises:
             CgroupGoneError: It was removed.
@@ -227,6 +230,8 @@ class CgroupReader:
         told = self._tags(signals)
         if Sig.WSS_BYTES in told and Sig.WSS_CONFIDENCE not in told:
             signals[Sig.WSS_CONFIDENCE] = math.nan  # that of another estimate
+        if locks is not None:
+            locks.fill(self.name, signals)
         if not self.path.is_dir():
             raise CgroupGoneError(f"{self.path}: the cgroup was removed")
         silent = math.isnan(signals[Sig.WSS_BYTES])

@@ -56,6 +56,7 @@ from memcg_gym.enforcer.shield import (
     shield_host_tick,
     shield_row,
 )
+from memcg_gym.enforcer.tracefs import LockTracer
 from memcg_gym.enforcer.writer import (
     PARTIAL,
     PLANNED,
@@ -109,6 +110,7 @@ class Daemon:
         site: What the operator says.
         interval_s: Length of a tick [s].
         journal: Where owners' values are kept; None = dry-run: nothing is ever written.
+        locks: Traces who holds locks; None = tags tell, or nobody.
 
     Raises:
         CgroupError: A folder is no cgroup below the mount, is the root, or holds this process.
@@ -125,6 +127,7 @@ class Daemon:
         site: Site | None = None,
         interval_s: float = 1.0,
         journal: Journal | None = None,
+        locks: LockTracer | None = None,
     ) -> None:
         """Check what is asked; read and write nothing."""
         self.policy = policy
@@ -133,6 +136,7 @@ class Daemon:
         self.site = Site() if site is None else site
         self.interval_s = interval_s
         self.journal = journal
+        self.locks = locks
         self.children = children
         self.own = own_cgroup(roots)
         self.cgroups = [find_cgroup(roots, path) for path in cgroups]
@@ -204,6 +208,8 @@ class Daemon:
         if self._closed:
             return []
         self._closed = True
+        if self.locks is not None:
+            self.locks.close()
         self.aging_worker.close(CLOSE_WAIT_S)
         failures = []
         for managed in self.managed.values():
@@ -234,6 +240,7 @@ class Daemon:
         self._discover(records)
         self._ranks = self._kill_ranks()
         self.generations = self._read_generations()
+        self._read_locks()
         readings: dict[Managed, Reading] = {}
         for managed in list(self.managed.values()):
             record = records.setdefault(managed.path, self._record(managed, "managed"))
@@ -270,9 +277,26 @@ class Daemon:
             self._hush("lru_gen")
         return table
 
+    def _read_locks(self) -> None:
+        """Once a tick for all cgroups."""
+        if self.locks is None:
+            return
+        cgroups = {managed.name: managed.path for managed in self.managed.values()}
+        try:
+            self.locks.update(cgroups, self.host_reader.clock_us())
+        except CgroupError as error:
+            self._say("locks", f"locks are no longer traced: {error}")
+            self.locks.close()
+            self.locks = None
+            return
+        if self.locks.note:
+            self._say("locks", self.locks.note)
+        else:
+            self._hush("locks")
+
     def _read(self, managed: Managed, record: Record) -> Reading | None:
         try:
-            reading = managed.reader.read(self.generations)
+            reading = managed.reader.read(self.generations, self.locks)
         except CgroupGoneError:
             self._drop(managed)
             record.state, record.note = "gone", "the cgroup was removed"

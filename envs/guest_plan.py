@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from memcg_gym.configs.schema import CgroupConfig, RegionConfig, ScenarioConfig
-from memcg_gym.envs.contract.errors import ConfigError
 from memcg_gym.envs.contract.signals import PAGE_BYTES
 from memcg_gym.envs.lab.plan import (
     CgroupPlan,
@@ -53,9 +52,6 @@ def plan_of(
         scenario: The scenario it was drawn from.
         host, memcgs, regions: One host's records as :func:`build_host` wrote them.
         layout: Of the scenario.
-
-    Raises:
-        ConfigError: The scenario has what a guest cannot do yet; names it.
     """
     configs = [c for c in scenario.cgroups for _ in range(c.copies)]
     file_pages = 0
@@ -106,8 +102,6 @@ def _cgroup(
     host: Any,
 ) -> CgroupPlan:
     lock = config.workload.lock
-    if lock is not None and lock.kind == "kernel":
-        raise ConfigError(f"cgroup {name!r}: lock {lock.name!r}: a guest has user mutexes only")
     return CgroupPlan(
         name=name,
         threads_critical=int(memcg.threads_critical),
@@ -127,6 +121,7 @@ def _cgroup(
             section_us=float(memcg.lock_section_us),
             per_s=float(memcg.lock_per_s),
             charge_share=float(memcg.lock_charge_share),
+            kind=lock.kind,
         ),
         limits=_limits(memcg),
         present=bool(memcg.present),

@@ -30,7 +30,7 @@ from memcg_gym.envs.lab.machine import Hardware, Machine
 from memcg_gym.envs.lab.plan import Demand
 from memcg_gym.envs.lab.protocol import LabError
 from memcg_gym.envs.lab.qemu import Accel
-from memcg_gym.envs.lab.session import Session, SlotOrder, Snapshot
+from memcg_gym.envs.lab.session import LockSource, Session, SlotOrder, Snapshot
 from memcg_gym.envs.lab.stats import SlotStats, quantile_us
 from memcg_gym.envs.model.oom import restart
 from memcg_gym.envs.model.records import Array
@@ -54,6 +54,7 @@ class KernelBatch(HostBatch):
         shield: False lets every decision through.
         accel: ``"auto"``, ``"tcg"`` or ``"kvm"``.
         make_machine: Makes what is stepped, from an image and its hardware.
+        lock_source: Who says who holds locks: the workloads' own tags, or the guest's tracepoints.
 
     Attributes:
         snapshot: What the guest said last.
@@ -71,11 +72,13 @@ class KernelBatch(HostBatch):
         shield: bool = True,
         accel: Accel | Literal["auto"] = "auto",
         make_machine: Callable[[GuestImage, Hardware], Machine] = Machine,
+        lock_source: LockSource = "tag",
     ) -> None:
         super().__init__(scenario, objective, n_hosts=1, host_kind="stock", shield=shield)
         self.image = image
         self.accel: Accel | Literal["auto"] = accel
         self.make_machine = make_machine
+        self.lock_source: LockSource = lock_source
         self.session: Session | None = None
         self.snapshot: Snapshot | None = None
 
@@ -98,7 +101,8 @@ class KernelBatch(HostBatch):
             deque(maxlen=LATENCY_TICKS) for _ in range(self.n_cgroups)
         ]
         self._aging = AgingSchedule()
-        self.session = Session(self.make_machine(self.image, hardware), plan, self._tell)
+        machine = self.make_machine(self.image, hardware)
+        self.session = Session(machine, plan, self._tell, self.lock_source)
         try:
             self._begin(self.session.start())
         except BaseException:
@@ -262,9 +266,11 @@ class KernelBatch(HostBatch):
             self._latency[i].append(now.latency - before.latency)
             p99 = quantile_us(np.sum(self._latency[i], axis=0), 0.99)
             memcg.p99_us = memcg.base_us if math.isnan(p99) else p99
+            kernel = bool(memcg.lock_kernel)
             told.append(
                 {
-                    Sig.LOCK_USER_HELD_US: now["lock_held_us"],
+                    Sig.LOCK_USER_HELD_US: 0.0 if kernel else now["lock_held_us"],
+                    **({Sig.LOCK_KERNEL_HELD_US: now["lock_held_us"]} if kernel else {}),
                     Sig.LOCK_WAIT_US: now["lock_waiters_us"],
                     Sig.LOCK_WAITERS: max(0.0, now["lock_waiters_us"] - before["lock_waiters_us"])
                     * 1e-6,

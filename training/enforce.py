@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import time
@@ -30,7 +31,8 @@ from memcg_gym.enforcer.loop import StopSignal, run_loop
 from memcg_gym.enforcer.managed import Record, shield_names
 from memcg_gym.enforcer.table import read_table
 from memcg_gym.enforcer.table_layout import Table
-from memcg_gym.envs.contract.errors import ConfigError, MemcgGymError, TableError
+from memcg_gym.enforcer.tracefs import LockTracer, open_tracer, remove_left
+from memcg_gym.envs.contract.errors import CgroupError, ConfigError, MemcgGymError, TableError
 from memcg_gym.envs.contract.heads import HEADS
 from memcg_gym.training.show import read_public_key
 
@@ -81,6 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fast-nodes", type=nodes, metavar="N,N", help="NUMA nodes of the fast tier"
     )
+    parser.add_argument(
+        "--trace-locks",
+        action="store_true",
+        help="learn from tracefs who holds locks others wait for (needs root; off by default)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a cgroup and tick")
     for name, default in (("root", "/sys/fs/cgroup"), ("proc", "/proc"), ("sys", "/sys")):
         parser.add_argument(
@@ -105,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("enforce: --table and at least one --cgroup are needed")
     policy = load_policy(args)
     journal = None if args.dry_run else Journal(args.journal, roots)
+    locks = trace_locks(roots, take_over=not args.dry_run) if args.trace_locks else None
     try:
         daemon = Daemon(
             policy=policy,
@@ -115,8 +123,11 @@ def run(args: argparse.Namespace) -> int:
             site=site,
             interval_s=args.interval,
             journal=journal,
+            locks=locks,
         )
     except MemcgGymError:
+        if locks is not None:
+            locks.close()
         if journal is not None:
             journal.close()
         raise
@@ -128,15 +139,33 @@ def run(args: argparse.Namespace) -> int:
     return run_loop(daemon, emit, stop, args.ticks)
 
 
+def trace_locks(roots: Roots, *, take_over: bool) -> LockTracer | None:
+    """This host's lock tracer, or None with a word on why there is none: tags may tell instead.
+
+    Args:
+        roots: Where the files are.
+        take_over: This run holds the journal, so no other can be tracing.
+    """
+    try:
+        tracer = open_tracer(roots, notrace=[os.getpid()], take_over=take_over)
+    except CgroupError as error:
+        logging.warning("locks are not traced: %s", error)
+        return None
+    logging.info("locks are traced in %s", tracer.instance)
+    return tracer
+
+
 def restore_only(path: Path, roots: Roots) -> int:
     """Give back what the journal says, and say so."""
     if not path.exists():
-        print(f"{path}: nothing to restore")
+        print(remove_left(roots) or f"{path}: nothing to restore")
         return 0
     journal = Journal(path, roots)
     try:
         for line in journal.recover():
             print(line)
+        if left := remove_left(roots):
+            print(left)
     finally:
         journal.close()
     return 0

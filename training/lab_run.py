@@ -63,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: behind policies that set levels, not behind those that write files",
     )
     parser.add_argument(
+        "--lock-source",
+        choices=("tag", "trace"),
+        default="tag",
+        help="who says who holds locks: the workloads, or the kernel's tracepoints [tag]",
+    )
+    parser.add_argument(
         "--params", default="params", metavar="NAME", help="the model's costs [params]"
     )
     parser.add_argument(
@@ -113,6 +119,7 @@ def spec_of(args: argparse.Namespace) -> RunSpec:
         floor_divisor=FAMILY_FLOOR_DIVISOR if family else scale,
         world=args.world,
         shield=args.shield,
+        lock_source=args.lock_source,
     )
 
 

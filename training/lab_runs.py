@@ -15,7 +15,7 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -140,6 +140,7 @@ class RunSpec:
         world: ``model`` or ``kernel``.
         objective: What scores it.
         shield: ``default`` = as the policy is meant to run.
+        lock_source: Who says in a guest who holds locks: ``tag`` or ``trace``.
     """
 
     scenario: str
@@ -152,6 +153,7 @@ class RunSpec:
     world: World = "kernel"
     objective: str = "default"
     shield: ShieldMode = "default"
+    lock_source: Literal["tag", "trace"] = "tag"
 
     def scaled_scenario(self) -> ScenarioConfig:
         """The scenario at the run's scale."""
@@ -315,6 +317,7 @@ def run_on_kernel(
         spec.scaled_objective(),
         image,
         shield=stands_behind(policy, spec.shield),
+        lock_source=spec.lock_source,
     )
     try:
         batch.reset_host(0, host_seed(spec.seed, 0), spec.split)
@@ -326,6 +329,7 @@ def run_on_kernel(
     machine = (
         f"QEMU {qemu_version()}, {hardware.cpus} CPU, {hardware.memory_mib} MiB"
         f" + {hardware.slow_mib} MiB slow, guest {image.digest[:16]}"
+        + (", locks traced" if spec.lock_source == "trace" else "")
     )
     return tape.recording(provenance_of(spec, "kernel", image.version, machine, accel))
 

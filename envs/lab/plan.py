@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from memcg_gym.envs.lab.protocol import write_command
+from memcg_gym.enforcer.btf import Btf
+from memcg_gym.enforcer.lock_trace import INSTANCE, OFFSETS, instance_settings, probes
+from memcg_gym.envs.lab.protocol import Report, write_command
 
 ROOT = "/sys/fs/cgroup"
 CGROUPS = f"{ROOT}/work"
@@ -53,6 +55,11 @@ MEMCG_FILES = (
     "memory.oom.group",
 )
 """What the enforcer reads of a cgroup each tick."""
+
+TRACEFS = "/sys/kernel/tracing"
+TRACE_INSTANCE = f"{TRACEFS}/{INSTANCE}"
+BTF = "/sys/kernel/btf/vmlinux"
+AGENT_PID = 1
 
 HOST_FILES = (
     "/proc/meminfo",
@@ -108,13 +115,18 @@ class RegionPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockPlan:
-    """A user mutex shared by name; the fields are the agent's ``lock`` command."""
+    """A lock shared by name; the fields are the agent's ``lock`` command.
+
+    Attributes:
+        kind: ``user``: a mutex of programs; ``kernel``: one in the kernel, of a pipe.
+    """
 
     name: str
     role: str
     section_us: float
     per_s: float
     charge_share: float
+    kind: str = "user"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +270,7 @@ def cgroup_commands(slot: int, plan: CgroupPlan) -> bytes:
         keys = {
             "name": lock.name,
             "role": lock.role,
+            "kind": lock.kind,
             "section_us": lock.section_us,
             "per_s": lock.per_s,
             "charge_share": lock.charge_share,
@@ -278,6 +291,34 @@ def start_commands(cgroups: Sequence[CgroupPlan]) -> bytes:
     for plan in cgroups:
         folder = f"{CGROUPS}/{plan.name}"
         parts += [write_command(f"{folder}/{file}", text) for file, text in plan.limits]
+    return b"".join(parts)
+
+
+def trace_question() -> bytes:
+    """Ask what the guest can trace, and where its kernel keeps a lock's owner."""
+    files = {"trace/events": f"{TRACEFS}/available_events", "trace/btf": BTF}
+    return _watch(files.items())
+
+
+def trace_commands(report: Report, cgroups: Sequence[CgroupPlan]) -> bytes:
+    """Trace locks, as the enforcer does on a host, and hand the text out with each report.
+
+    Args:
+        report: The answer to :func:`trace_question`.
+        cgroups: Whose threads the reader must know.
+    """
+    offsets = Btf(report.files["trace/btf"], BTF).offsets(OFFSETS)
+    text = probes(offsets, report.text("trace/events").split())
+    parts = [b"unwatch trace/events\nunwatch trace/btf\n"]
+    # All probes in one write: the agent's truncates, which removes what was there.
+    parts.append(write_command(f"{TRACEFS}/dynamic_events", text))
+    parts.append(f"mkdir {TRACE_INSTANCE}\n".encode())
+    for file, value in instance_settings([AGENT_PID]):
+        parts.append(write_command(f"{TRACE_INSTANCE}/{file}", value))
+    pipe = f"{TRACE_INSTANCE}/trace_pipe"
+    parts.append(_watch([(pipe.lstrip("/"), pipe)]))
+    threads = ((f"{c.name}/cgroup.threads", f"{CGROUPS}/{c.name}/cgroup.threads") for c in cgroups)
+    parts.append(_watch((f"sys/fs/cgroup/{name}", path) for name, path in threads))
     return b"".join(parts)
 
 

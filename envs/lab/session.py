@@ -10,28 +10,35 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from memcg_gym.enforcer.hostfs import HostReader, find_nodes
 from memcg_gym.enforcer.managed import Managed
+from memcg_gym.enforcer.tracefs import LockTracer
 from memcg_gym.enforcer.writer import NONBLOCKING, WRITTEN, Write, errno_name
 from memcg_gym.envs.contract.signals import HostSig, Sig
 from memcg_gym.envs.lab.machine import CONSOLE_LINES, Machine
 from memcg_gym.envs.lab.mirror import Mirror
 from memcg_gym.envs.lab.plan import (
     CGROUPS,
+    TRACE_INSTANCE,
     Demand,
     HostPlan,
     cgroup_commands,
     demand_command,
     device_commands,
     start_commands,
+    trace_commands,
+    trace_question,
 )
 from memcg_gym.envs.lab.protocol import GuestError, Report, parse_results, write_command
 from memcg_gym.envs.lab.stats import SlotStats, parse_stats
 
 LOG = logging.getLogger("memcg_gym.lab")
+
+LockSource = Literal["tag", "trace"]
 
 Teller = Callable[[Sequence[SlotStats]], Sequence[Mapping[Sig, float]]]
 """From what the workloads counted to what they tell: the tag files of each cgroup."""
@@ -78,13 +85,18 @@ class Session:
         machine: Not started yet; closed with the session.
         plan: What it is to be.
         teller: What its workloads tell through tag files.
+        lock_source: ``tag``: of locks too; ``trace``: the guest's tracepoints say who holds them.
 
     Attributes:
         available_bytes: MemAvailable before any workload ran.
     """
 
-    def __init__(self, machine: Machine, plan: HostPlan, teller: Teller) -> None:
+    def __init__(
+        self, machine: Machine, plan: HostPlan, teller: Teller, lock_source: LockSource = "tag"
+    ) -> None:
         self.machine = machine
+        self.lock_source: LockSource = lock_source
+        self.locks: LockTracer | None = None
         self.plan = plan
         self.teller = teller
         self.mirror = Mirror(plan.devices.swap_mib << 20)
@@ -107,12 +119,21 @@ class Session:
         for slot, cgroup in enumerate(self.plan.cgroups):
             self._run(cgroup_commands(slot, cgroup) + b"pause\n", strict=True)
         report = self._run(start_commands(self.plan.cgroups) + b"pause\n", strict=True)
+        if self.lock_source == "trace":
+            report = self._trace_locks()
         self.mirror.update(report.files)
         self.managed = [
             Managed(self.mirror.roots.cgroup / cgroup.name, 0, self.mirror.roots, nodes)
             for cgroup in self.plan.cgroups
         ]
         return self._read(report)
+
+    def _trace_locks(self) -> Report:
+        """Have the guest trace its locks, by the enforcer's own probes."""
+        report = self._run(trace_question() + b"pause\n", strict=True)
+        self._run(trace_commands(report, self.plan.cgroups) + b"pause\n", strict=True)
+        self.locks = LockTracer(self.mirror.roots, self.mirror.folder / TRACE_INSTANCE.lstrip("/"))
+        return self._run(b"pause\n", strict=True)
 
     def tick(self, orders: Sequence[SlotOrder], host_writes: Mapping[str, str]) -> Snapshot:
         """Carry out orders, let one second of guest time pass, read.
@@ -179,9 +200,13 @@ class Session:
         ]
         for cgroup, tags in zip(self.plan.cgroups, self.teller(stats), strict=True):
             self.mirror.tell(cgroup.name, tags)
+        if self.locks is not None:
+            self.locks.update({m.name: m.path for m in self.managed}, self.time_us)
+            if self.locks.note:
+                LOG.warning("tick %d: %s", report.tick, self.locks.note)
         rows, settings = [], []
         for managed in self.managed:
-            reading = managed.reader.read()
+            reading = managed.reader.read(locks=self.locks)
             managed.follow_owner(reading)
             rows.append(reading.signals)
             settings.append(reading.settings)

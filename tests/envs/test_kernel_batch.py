@@ -122,3 +122,24 @@ def test_a_running_guest_cannot_be_copied_or_stepped_after_its_end(lab: Lab) -> 
     lab.batch.close()
     with pytest.raises(LabError, match="call reset first"):
         lab.batch.settle(1)
+
+
+@pytest.mark.parametrize("kind", ["user", "kernel"])
+def test_a_workload_tells_of_the_kind_of_lock_it_holds(tmp_path: Path, kind: str) -> None:
+    lab = Lab(tmp_path, "lock")
+    data = lab.scenario.model_dump()
+    for cgroup in data["cgroups"]:
+        cgroup["workload"]["lock"]["kind"] = kind
+    scenario = type(lab.scenario).model_validate(data)
+    batch = KernelBatch(
+        scenario, lab.objective, IMAGE, make_machine=lambda image, hardware: lab.machine
+    )
+    lab.machine.stats[0] = "alive 1\nlock_held_us 4711\nlock_waiters_us 5000\n"
+    batch.reset_host(0, 3, "test")
+    row = batch.signals[0, 0]
+    told = {"kernel": row[Sig.LOCK_KERNEL_HELD_US], "user": row[Sig.LOCK_USER_HELD_US]}
+    assert told.pop(kind) == 4711
+    (other,) = told.values()
+    assert np.isnan(other) if kind == "user" else other == 0
+    assert row[Sig.LOCK_WAIT_US] == 5000
+    batch.close()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -245,3 +246,12 @@ def test_the_verb_needs_numpy_alone() -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_host_that_cannot_trace_locks_says_so_and_goes_on(
+    host: FakeHost, table: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    argv = arguments(host, "--table", table, "--cgroup", "work/a", "--dry-run", "--trace-locks")
+    with caplog.at_level(logging.WARNING):
+        assert cli.main(argv) == 0
+    assert "locks are not traced" in caplog.text

@@ -2,8 +2,12 @@
  *
  * Named mutexes: making them, who uses them, and what is left when a user dies.
  */
+#define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "agent.h"
 #include "waiting.h"
@@ -21,7 +25,21 @@ static void make_mutex(pthread_mutex_t *mutex)
 	pthread_mutexattr_destroy(&attr);
 }
 
-static struct named_lock *find_or_make(const char *name, uint32_t *index)
+/* It stays open here, so that the pipe and its size outlive its users. */
+static void make_pipe(const char *name)
+{
+	char path[MAX_NAME + sizeof(KERNEL_LOCKS)];
+	int fd;
+
+	snprintf(path, sizeof(path), KERNEL_LOCKS "%s", name);
+	if (mkfifo(path, 0600) && errno != EEXIST)
+		fail("lock: %s: %m", path);
+	fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0 || fcntl(fd, F_SETPIPE_SZ, KERNEL_LOCK_BYTES) < 0)
+		fail("lock: %s: %m", path);
+}
+
+static struct named_lock *find_or_make(const char *name, uint32_t kind, uint32_t *index)
 {
 	struct named_lock *lock;
 
@@ -32,7 +50,11 @@ static struct named_lock *find_or_make(const char *name, uint32_t *index)
 		return NULL;
 	lock = &block->locks[block->n_locks];
 	strcpy(lock->name, name);
-	make_mutex(&lock->mutex);
+	lock->kind = kind;
+	if (kind == LOCK_KERNEL)
+		make_pipe(name);
+	else
+		make_mutex(&lock->mutex);
 	block->n_locks++;
 	return lock;
 }
@@ -40,11 +62,13 @@ static struct named_lock *find_or_make(const char *name, uint32_t *index)
 /* Fill in which lock and which member of it a slot's declaration means. */
 int lock_join(uint32_t slot, struct lock_spec *spec)
 {
-	struct named_lock *lock = find_or_make(spec->name, &spec->lock);
+	struct named_lock *lock = find_or_make(spec->name, spec->kind, &spec->lock);
 	uint32_t m = 0;
 
 	if (!lock)
 		return ENOSPC;
+	if (lock->kind != spec->kind)
+		return EINVAL;
 	while (m < lock->n_members && lock->member_slot[m] != slot)
 		m++;
 	if (m == lock->n_members) {

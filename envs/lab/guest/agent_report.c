@@ -120,6 +120,8 @@ static ssize_t read_all(int fd, bool seeks, char *to, size_t room)
 
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n < 0 && errno == EAGAIN && !seeks)	/* a pipe that is empty for now */
+			return (ssize_t)got;
 		if (n < 0)
 			return -errno;
 		if (!n)

@@ -71,6 +71,7 @@ static const struct field region_fields[] = {
 static const struct field lock_fields[] = {
 	{ "name", FIELD_NAME, offsetof(struct lock_spec, name), NULL },
 	{ "role", FIELD_CHOICE, offsetof(struct lock_spec, role), "holder waiter" },
+	{ "kind", FIELD_CHOICE, offsetof(struct lock_spec, kind), "user kernel" },
 	{ "section_us", FIELD_DOUBLE, offsetof(struct lock_spec, section_us), NULL },
 	{ "per_s", FIELD_DOUBLE, offsetof(struct lock_spec, per_s), NULL },
 	{ "charge_share", FIELD_DOUBLE, offsetof(struct lock_spec, charge_share), NULL },

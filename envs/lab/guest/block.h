@@ -27,6 +27,7 @@
 enum kind { KIND_ANON, KIND_FILE, KIND_FILE_READ, KIND_SHARED };
 enum pattern { PATTERN_HEAT, PATTERN_SWEEP, PATTERN_IDLE };
 enum role { ROLE_HOLDER, ROLE_WAITER };
+enum lock_kind { LOCK_USER, LOCK_KERNEL };
 /* What a request's CPU time is: work for the guest's few CPUs, or time, as if each thread had one. */
 enum compute { COMPUTE_BURNS, COMPUTE_SLEEPS };
 
@@ -51,6 +52,7 @@ struct lock_spec {
 	uint32_t lock;		/* index into block.locks */
 	uint32_t member;	/* this slot's place among those who use the lock */
 	uint32_t role;
+	uint32_t kind;
 	double section_us;
 	double per_s;
 	double charge_share;
@@ -131,13 +133,20 @@ struct slot {
 	struct wait waits[MAX_THREADS + 1];	/* the last is the burst thread's */
 };
 
+/* Where the pipe is whose mutex a lock of the kernel is. */
+#define KERNEL_LOCKS "/dev/shm/lock-"
+#define KERNEL_LOCK_BYTES (1 << 20)	/* of the pipe; sections of all holders must fit */
+
 /*
- * A named mutex.  Waiting is kept per member, so that a member that dies leaves nothing behind;
+ * A named mutex: a program's, or that of a pipe in the kernel.  Waiting is kept per member, so that a member that dies leaves nothing behind;
  * see waiting.h.  What follows "owner" belongs to the holder that is in a section.
  */
 struct named_lock {
 	char name[MAX_NAME];
+	uint32_t kind;
 	pthread_mutex_t mutex;
+	_Atomic uint32_t holder;	/* kernel: slot + 1 of who went in last */
+	_Atomic uint64_t told_us;	/* kernel: until when waits have been told */
 	uint32_t n_members;
 	uint32_t member_slot[MAX_SLOTS];
 	_Atomic int64_t waiting[MAX_SLOTS];

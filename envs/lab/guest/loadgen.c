@@ -142,6 +142,8 @@ static void init_thread(struct thread *thread, uint32_t index, bool critical)
 	thread->index = index;
 	thread->critical = critical;
 	thread->buffer = locked_alloc(PAGE_BYTES);
+	thread->section = NULL;
+	thread->sections = lock_section_alloc();
 	rng_seed(&thread->rng, work->seed, index + 1);
 }
 
@@ -195,6 +197,7 @@ int main(int argc, char **argv)
 	regions_prepare();
 	touch_prepare();
 	queue_prepare();
+	locks_prepare();
 	init_thread(&filler, BURST_WAIT + 2, false);
 	orders_read(&obeyed);
 	add_threads();

@@ -46,6 +46,8 @@ struct thread {
 	double burst_due;
 	double burst_inside;
 	uint8_t *buffer;		/* one page, for read() */
+	struct section *section;	/* what to do in a kernel lock's section; NULL = in none */
+	struct section *sections;	/* memory for it */
 };
 
 extern struct block *block;
@@ -74,6 +76,7 @@ void touch_page(struct region *region, struct thread *thread, uint64_t page, boo
 void touch_new_page(struct region *region, struct thread *thread, uint64_t page);
 void touch_some(struct region *region, struct thread *thread, uint64_t touches);
 void touch_account(struct thread *thread);
+void touch_fill(uint64_t *words, uint64_t page);
 
 /* loadgen_queue.c */
 void queue_prepare(void);
@@ -84,7 +87,12 @@ void queue_refuse_surplus(void);
 
 /* loadgen_locks.c */
 void lock_enter(struct thread *thread, const struct lock_spec *spec);
-void lock_leave(const struct lock_spec *spec);
+void lock_leave(struct thread *thread, const struct lock_spec *spec);
+void lock_spend(struct thread *thread, double us);
+void lock_touch(struct thread *thread, uint64_t *word, bool write);
+void lock_fill(struct thread *thread, uint64_t *words, uint64_t page);
+struct section *lock_section_alloc(void);
+void locks_prepare(void);
 
 /* loadgen_burst.c */
 void burst_grow(struct thread *thread, uint64_t pages);

@@ -117,7 +117,7 @@ static void grow_piece(struct thread *thread, uint64_t pages)
 	if (inside) {
 		lock_enter(thread, lock);
 		burst_grow(thread, inside);
-		lock_leave(lock);
+		lock_leave(thread, lock);
 	}
 	burst_grow(thread, pages - inside);
 }

@@ -33,7 +33,7 @@ void touch_prepare(void)
 		noise[i] = rng_u64(&rng);
 }
 
-static void fill_page(uint64_t *words, uint64_t page)
+void touch_fill(uint64_t *words, uint64_t page)
 {
 	words[NUMBER_WORD] = page + 1;
 	memcpy(words + NOISE_WORD, noise, NOISE_WORDS * WORD_BYTES);
@@ -69,18 +69,22 @@ void touch_page(struct region *region, struct thread *thread, uint64_t page, boo
 	uint64_t *words = (uint64_t *)(region->base + page * PAGE_BYTES);
 
 	thread->touches++;
+	if (thread->section && region->base) {
+		lock_touch(thread, words + (write ? TOUCH_WORD : NUMBER_WORD), write);
+		return;
+	}
 	if (region->filled) {
 		if (is_filled(region, page)) {
 			touch_word(words, write);
 			return;
 		}
-		fill_page(words, page);
+		touch_fill(words, page);
 		atomic_fetch_or(&region->filled[page / 64], 1ULL << (page % 64));
 	} else if (region->spec->kind == KIND_FILE_READ) {
 		touch_file_read(region, thread, page, write);
 	} else if (region->spec->kind == KIND_SHARED &&
 		   !*(volatile uint64_t *)&words[NUMBER_WORD]) {
-		fill_page(words, page);
+		touch_fill(words, page);
 	} else {
 		touch_word(words, write);
 	}
@@ -89,8 +93,13 @@ void touch_page(struct region *region, struct thread *thread, uint64_t page, boo
 /* A page of a burst region that is its own for the first time. */
 void touch_new_page(struct region *region, struct thread *thread, uint64_t page)
 {
+	uint64_t *words = (uint64_t *)(region->base + page * PAGE_BYTES);
+
 	thread->touches++;
-	fill_page((uint64_t *)(region->base + page * PAGE_BYTES), page);
+	if (thread->section)
+		lock_fill(thread, words, page);
+	else
+		touch_fill(words, page);
 }
 
 static uint64_t draw_heat(const struct region *region, struct rng *rng)

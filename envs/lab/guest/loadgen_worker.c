@@ -110,8 +110,11 @@ static void hold(struct thread *thread, struct request *request, const struct re
 	pages = part(whole->burst_pages, lock->charge_share, n, request->burst_pages);
 	request->burst_pages -= pages;
 	burst_grow(thread, pages);
-	compute_us(lock->section_us);
-	lock_leave(lock);
+	if (lock->kind == LOCK_KERNEL)
+		lock_spend(thread, lock->section_us);
+	else
+		compute_us(lock->section_us);
+	lock_leave(thread, lock);
 }
 
 static void take_locks(struct thread *thread, struct request *request,
@@ -127,7 +130,7 @@ static void take_locks(struct thread *thread, struct request *request,
 				hold(thread, request, whole, i);
 			} else {
 				lock_enter(thread, lock);
-				lock_leave(lock);
+				lock_leave(thread, lock);
 			}
 		}
 	}

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from memcg_gym.configs.loader import load_objective, load_scenario, names
+from memcg_gym.enforcer.btf import Btf
+from memcg_gym.enforcer.lock_trace import OFFSETS, probes
 from memcg_gym.envs.core import HostBatch
 from memcg_gym.envs.guest_plan import plan_of
 from memcg_gym.envs.lab.plan import (
@@ -16,9 +18,12 @@ from memcg_gym.envs.lab.plan import (
     demand_command,
     device_commands,
     start_commands,
+    trace_commands,
 )
+from memcg_gym.envs.lab.protocol import Report, State
 from memcg_gym.envs.lab.scale import scale_scenario
 from memcg_gym.envs.lab.session import command_heads
+from tests.enforcer.test_btf import kernel
 
 
 def plan(name: str) -> HostPlan:
@@ -99,3 +104,43 @@ def test_a_demand_reads_back_to_nine_digits() -> None:
     assert line.startswith("demand 3 ")
     assert float(words["load"]) == pytest.approx(load, rel=1e-8)
     assert words["burst_on"] == "1"
+
+
+@pytest.mark.parametrize("kind", ["user", "kernel"])
+def test_a_lock_of_either_kind_is_declared_to_the_agent(kind: str) -> None:
+    scenario = load_scenario("lock")
+    data = scenario.model_dump()
+    for cgroup in data["cgroups"]:
+        cgroup["workload"]["lock"]["kind"] = kind
+    batch = HostBatch(type(scenario).model_validate(data), load_objective())
+    batch.reset_host(0, 5, "test")
+    made = plan_of(batch.scenario, batch.hosts[0], batch.memcgs[0], batch.regions[0], batch.layout)
+    heads = [
+        h for slot, c in enumerate(made.cgroups) for h in command_heads(cgroup_commands(slot, c))
+    ]
+    locks = [head.split() for head in heads if head.startswith("lock ")]
+    assert [f"kind={kind}" in words for words in locks] == [True, True]
+
+
+def test_a_guest_is_told_all_probes_in_one_write_and_events_come_on_last() -> None:
+    made = plan("lock")
+    files = {
+        "trace/btf": kernel().data(),
+        "trace/events": b"lock:contention_begin\nlock:contention_end\nsyscalls:sys_enter_futex\n",
+    }
+    block = trace_commands(Report(State.PAUSED, 0, 0, 0, files), made.cgroups)
+    heads = command_heads(block)
+    assert [h for h in heads if h.endswith("/dynamic_events")] == [
+        f"write - {len(text)} /sys/kernel/tracing/dynamic_events"
+        for text in [
+            probes(
+                Btf(kernel().data(), "").offsets(OFFSETS), files["trace/events"].decode().split()
+            )
+        ]
+    ]
+    at = heads.index("mkdir /sys/kernel/tracing/instances/memcg-gym")
+    enable = [i for i, h in enumerate(heads) if h.endswith("events/memcg_gym/enable")]
+    assert enable[0] > at
+    assert all(not h.startswith("write") for h in heads[enable[0] + 1 :])
+    watched = [h for h in heads if h.startswith("watch")]
+    assert len(watched) == 1 + len(made.cgroups)
