@@ -22,6 +22,7 @@ SUB_VERBS = MappingProxyType(
         "goldens": "check the kernel against golden values of its source",
         "experiments": "a falling limit, a lock, two tiers: in both worlds, as a page",
         "run": "one policy on one host of a scenario, second by second",
+        "programs": "Redis, SQLite and a compressor of the distribution, under any policy",
         "record": "a set of runs as recordings, several guests side by side",
         "calibrate": "fit the model to recordings of the kernel",
         "validate": "how far the model is from the kernel, as a page",

@@ -189,12 +189,12 @@ class Apt:
     The machine's proxies and authentication stay in force.
     """
 
-    def __init__(self, home: Path, mirror: str) -> None:
+    def __init__(self, home: Path, mirror: str, suite: str = SUITE) -> None:
         self.home = home
         for folder in ("lists/partial", "archives/partial", "download"):
             (home / folder).mkdir(parents=True)
         (home / "status").touch()
-        source = f"deb [arch=amd64 signed-by={KEYRING}] {mirror} {SUITE} main\n"
+        source = f"deb [arch=amd64 signed-by={KEYRING}] {mirror} {suite} main\n"
         (home / "sources.list").write_text(source)
         options = {
             "Dir::Etc::sourcelist": home / "sources.list",

@@ -98,6 +98,7 @@ int device_mount(char *words);
 /* agent_programs.c */
 pid_t program_fork(const char *cgroup, int *error);
 int program_spawn(char *words);
+int program_run(char *words);
 int program_signal(char *words);
 void programs_reap(void);
 void programs_report(void);

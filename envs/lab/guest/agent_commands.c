@@ -109,6 +109,7 @@ static const struct {
 	{ "free_burst", slot_free_burst },
 	{ "reclaim", reclaim_ask },
 	{ "spawn", program_spawn },
+	{ "run", program_run },
 	{ "signal", program_signal },
 };
 

@@ -2,6 +2,10 @@
  *
  * Programs in cgroups: how they are started, how they end, and the output of those that are not
  * load generators.
+ *
+ * "spawn" is for programs of the guest itself.  "run" is for those of a distribution: they get an
+ * environment, a folder to work in, and what they complain of goes into their output, too.  It can
+ * do a command over and over, each round timed.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -26,6 +30,13 @@ struct program {
 	pid_t pid;	/* 0 = ended */
 	int status;
 	int output;	/* read end of a pipe, -1 once its last writer is gone */
+	bool group;	/* it leads a process group, to which signals go */
+};
+
+/* How "run" starts one. */
+struct setting {
+	char *folder;
+	uint64_t rounds;	/* 0 = without end */
 };
 
 static struct program programs[MAX_PROGRAMS];
@@ -69,7 +80,59 @@ static void run_program(char *const argv[], int output)
 	_exit(127);
 }
 
-static int start_program(struct program *program, const char *cgroup, char *const argv[])
+static char *environment[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "LC_ALL=C",
+			       "TZ=UTC", NULL };
+
+static void run_command(char *const argv[])
+{
+	execve(argv[0], argv, environment);
+	fprintf(stderr, "%s: %m\n", argv[0]);
+	_exit(127);
+}
+
+/*
+ * In the child of a program with threads: nothing but system calls, and what needs no lock.
+ * Ends with the first round that fails, as that did, or as a shell says that it was killed.
+ */
+static void run_rounds(char *const argv[], uint64_t rounds)
+{
+	for (uint64_t round = 1; !rounds || round <= rounds; round++) {
+		unsigned long begin = now_ns();
+		char line[128];
+		int status = 0, bytes;
+		pid_t pid = (pid_t)syscall(SYS_fork);
+
+		if (!pid)
+			run_command(argv);
+		if (pid < 0 || waitpid(pid, &status, 0) != pid)
+			_exit(126);
+		bytes = snprintf(line, sizeof(line), "@round %lu %lu %lu %d\n",
+				 (unsigned long)round, begin, (unsigned long)now_ns(), status);
+		if (write(1, line, (size_t)bytes) != bytes)
+			_exit(126);
+		if (status)
+			_exit(WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status));
+	}
+	_exit(0);
+}
+
+static void run_setting(char *const argv[], int output, const struct setting *setting)
+{
+	dup2(open("/dev/null", O_RDONLY), 0);
+	dup2(output, 1);
+	dup2(output, 2);
+	setpgid(0, 0);
+	if (chdir(setting->folder)) {
+		fprintf(stderr, "%s: %m\n", setting->folder);
+		_exit(126);
+	}
+	if (setting->rounds == 1)
+		run_command(argv);
+	run_rounds(argv, setting->rounds);
+}
+
+static int start_program(struct program *program, const char *cgroup, char *const argv[],
+			 const struct setting *setting)
 {
 	int ends[2], error;
 
@@ -80,6 +143,8 @@ static int start_program(struct program *program, const char *cgroup, char *cons
 	fcntl(ends[0], F_SETPIPE_SZ, PIPE_BYTES);
 	fcntl(ends[0], F_SETFL, O_NONBLOCK);
 	program->pid = program_fork(cgroup, &error);
+	if (!program->pid && setting)
+		run_setting(argv, ends[1], setting);
 	if (!program->pid)
 		run_program(argv, ends[1]);
 	close(ends[1]);
@@ -89,18 +154,22 @@ static int start_program(struct program *program, const char *cgroup, char *cons
 		return error;
 	}
 	program->output = ends[0];
+	if (setting)	/* as the child does, whoever comes first */
+		setpgid(program->pid, program->pid);
+	program->group = setting != NULL;
 	return 0;
 }
 
-/* "spawn NAME CGROUP CMD...": the name may be that of a program that has ended. */
-int program_spawn(char *words)
+/* The name may be that of a program that has ended. */
+static int begin_program(const char *name, const char *cgroup, char *words,
+			 const struct setting *setting)
 {
-	char *name = next_word(&words), *cgroup = next_word(&words), *argv[MAX_WORDS + 1];
+	char *argv[MAX_WORDS + 1];
 	struct program *program;
 	size_t n = 0;
 	int error;
 
-	if (!name || !cgroup || strlen(name) >= MAX_NAME)
+	if (strlen(name) >= MAX_NAME)
 		return EINVAL;
 	while (*words && n < MAX_WORDS && (argv[n] = next_word(&words)))
 		n++;
@@ -118,10 +187,30 @@ int program_spawn(char *words)
 		program = &programs[n_programs];
 	*program = (struct program){ .output = -1 };
 	strcpy(program->name, name);
-	error = start_program(program, cgroup, argv);
+	error = start_program(program, cgroup, argv, setting);
 	if (!error && program == &programs[n_programs])
 		n_programs++;
 	return error;
+}
+
+/* "spawn NAME CGROUP CMD..." */
+int program_spawn(char *words)
+{
+	char *name = next_word(&words), *cgroup = next_word(&words);
+
+	return name && cgroup ? begin_program(name, cgroup, words, NULL) : EINVAL;
+}
+
+/* "run NAME CGROUP FOLDER ROUNDS CMD..." */
+int program_run(char *words)
+{
+	char *name = next_word(&words), *cgroup = next_word(&words);
+	char *folder = next_word(&words), *rounds = next_word(&words);
+	struct setting setting = { .folder = folder };
+
+	if (!name || !cgroup || !folder || !rounds || parse_u64(rounds, &setting.rounds))
+		return EINVAL;
+	return begin_program(name, cgroup, words, &setting);
 }
 
 int program_signal(char *words)
@@ -135,7 +224,7 @@ int program_signal(char *words)
 	program = find_program(name);
 	if (!program || !program->pid)
 		return ESRCH;
-	return kill(program->pid, (int)signal) ? errno : 0;
+	return kill(program->group ? -program->pid : program->pid, (int)signal) ? errno : 0;
 }
 
 static void program_reaped(pid_t pid, int status)
